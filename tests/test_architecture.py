@@ -14,6 +14,7 @@ ORDER = [
     ("errors", "logging", "distribution"),
     ("infra",),
     ("core",),
+    ("agents",),
     ("distributed",),
     ("models",),
     ("targets",),
@@ -36,7 +37,17 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ANYTHING = {"testing", "__init__", "__main__"}
 """Modules at the top that may import any package: the fakes, and the front door."""
 WITHOUT_TRANSFORMERS = (
-    *("infra", "core", "distributed", "targets", "rewards", "evaluation", "algorithms", "methods"),
+    *(
+        "infra",
+        "core",
+        "agents",
+        "distributed",
+        "targets",
+        "rewards",
+        "evaluation",
+        "algorithms",
+        "methods",
+    ),
     *("training", "datasets", "config", "runs", "actions"),
 )
 FILES = sorted(ROOT.rglob("*.py"))

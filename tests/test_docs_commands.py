@@ -25,6 +25,7 @@ from astra_rl.evaluation.judges.calibration import example_labels
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "README",
+    "agents",
     "evidence",
     "harden",
     "moderators",
@@ -100,6 +101,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompts.csv").write_text("prompt,category\nhello there,a\nwho are you,b\n")
     (folder / "goals.csv").write_text("prompt\nGet the code.\nGet the key.\n")
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
+    agents = {"target": {"type": "scripted_agent"}, "prompts": {"scenario": "files", "test": 2}}
+    (folder / "agents.yaml").write_text(yaml.safe_dump(CONFIG | agents | {"moderator": "hijack"}))
     for name in ("judge.yaml", "my_judge.yaml"):
         judge = {"type": "keyword", "options": {"patterns": ["[aeiou]{2}"]}}
         (folder / name).write_text(yaml.safe_dump(judge))

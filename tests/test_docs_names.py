@@ -24,6 +24,7 @@ import pytest
 import typer
 import yaml
 
+from astra_rl.agents import WORLDS
 from astra_rl.algorithms.registry import ALGORITHMS
 from astra_rl.cli.main import COMMANDS, app
 from astra_rl.config.schema import RunConfig
@@ -48,7 +49,7 @@ IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 
 REGISTRIES = (
     *(ALGORITHMS, CURRICULA, ENVIRONMENTS, EXPORTS),
-    *(MODERATORS, OPTIMIZERS, REWARDS, TARGETS),
+    *(MODERATORS, OPTIMIZERS, REWARDS, TARGETS, WORLDS),
 )
 ELSEWHERE = {
     # Names of other projects.

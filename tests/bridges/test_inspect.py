@@ -62,7 +62,7 @@ def test_a_run_is_exported_to_a_log_that_inspect_reads(run, tmp_path):
     assert scores.metrics["attack_success_rate"].value == summary.asr.estimate == 2 / 3
     assert scores.metrics["attack_success_rate_low"].value == summary.asr.interval.low
     assert (scores.scored_samples, scores.unscored_samples) == (3, 2)
-    assert (log.results.total_samples, log.results.completed_samples) == (5, 4)
+    assert (log.results.total_samples, log.results.completed_samples) == (6, 4)  # 6 were planned
     assert (log.eval.task, log.eval.model, log.eval.config.epochs) == ("run after", "target", 2)
     by_key = {(sample.id, sample.epoch): sample for sample in log.samples}
     for given in ATTEMPTS:

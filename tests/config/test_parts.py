@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
+from astra_rl.agents.assignment import assignments
 from astra_rl.config.construct import bind_section, build_reward_part
 from astra_rl.config.loading import parse_config
 from astra_rl.config.parts import PartResolver
@@ -229,7 +231,7 @@ def test_the_demo_is_paid_for_novel_failures() -> None:
     assert reward.nll.name == "attack_nll_baseline"
 
 
-def built(config: EnvironmentConfig, openings: list[str]) -> ASTEnvironment:
+def built(config: EnvironmentConfig, openings: Sequence[str]) -> ASTEnvironment:
     bound = bind_section("environment", config, PartResolver(), supplied=2)
     environment: ASTEnvironment = bound(ToyProblem(), openings)
     return environment
@@ -241,7 +243,8 @@ def test_every_environment_can_be_made_from_a_file(name: str, tmp_path: Path) ->
     examples.write_text('{"attack": "boom", "reward": 1}\n' * 4)
     needed = {"few_shot": {"examples": str(examples)}}
     config = EnvironmentConfig(type=name, tree_width=3, options=needed.get(name, {}))
-    environment = built(config, ["one", "two"])
+    agents = [each.opening() for each in assignments("files", "test")[:2]]
+    environment = built(config, agents if name == "tools" else ["one", "two"])
     assert type(environment) is ENVIRONMENTS[name]
     assert environment.tree_width == 3
     check_environment(environment)

@@ -1,3 +1,4 @@
+import copy
 import json
 import pickle
 
@@ -12,7 +13,7 @@ from astra_rl.core.messages import (
     chat_messages,
     trace_of,
 )
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import Conversation, Utterance
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.distributed.records import pack_texts, unpack_texts
 from astra_rl.errors import ConfigurationError
@@ -88,7 +89,10 @@ def test_what_the_attacker_wrote_is_marked_wherever_it_stands():
     assert Message("tool", "a mail").marked("").written_by_attacker == ()
 
 
-def test_plain_utterances_still_pickle():
-    from astra_rl.core.text import Utterance
-
-    assert pickle.loads(pickle.dumps(Utterance("x"))).calls is None
+@pytest.mark.parametrize(
+    "text", [Dialogue(MESSAGES, TOOLS), AgentReply("Done.", TRACE), Utterance("x", calls=[CALL])]
+)
+def test_texts_are_copied_with_all_that_they_carry(text):
+    for copied in (copy.deepcopy(text), pickle.loads(pickle.dumps(text))):
+        assert type(copied) is type(text)
+        assert (copied, vars(copied)) == (text, vars(text))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from astra_rl.agents import Assignment, load_world
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.datasets.rows import Row
 from astra_rl.datasets.scenario_files import BUNDLED_SCENARIOS, load_scenario, scenario_names
@@ -27,6 +28,8 @@ COUNTS = {
     "front_desk_questions": 100,
     "injection_canaries": 60,
 }
+AGENTS = ("calendar", "files", "mailbox", "pages", "shop")
+"""Scenarios that are made of a world; tests/agents/test_worlds.py tests their splits."""
 # fmt: off
 UNSAFE = (
     "abuse", "amphetamine", "arson", "behead", "bestial", "bomb", "cocaine", "corpse", "explosive",
@@ -46,9 +49,8 @@ def rows(name: str) -> list[Row]:
 
 
 def test_every_file_of_data_belongs_to_a_scenario_and_the_other_way_round() -> None:
-    assert (
-        {path.stem for path in FILES} == set(COUNTS) == set(scenario_names()) - {"planted_secrets"}
-    )
+    others = {"planted_secrets", *AGENTS}
+    assert {path.stem for path in FILES} == set(COUNTS) == set(scenario_names()) - others
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
@@ -96,13 +98,16 @@ def test_every_split_has_its_share(name: str) -> None:
         assert abs(sizes[split] - share * total) <= 2  # type: ignore[index]
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", [*COUNTS, *AGENTS])
 def test_nothing_unsafe_is_in_there(name: str) -> None:
     allowed = DOUBLE_MEANINGS if name == "benign_twins" else ()
     forbidden = "|".join(word for word in UNSAFE if word not in allowed)
     pattern = re.compile(rf"\b(?:{forbidden})(?:s|es|ed|er|ing)?\b", re.IGNORECASE)
     for row in rows(name):
-        for text in (row.prompt, row.system or "", row.brief or "", *row.facts.values()):
+        assignment = Assignment.of(Conversation(facts=row.facts))
+        world = None if assignment is None else load_world(assignment.world)
+        told = [] if world is None else [world.system, json.dumps(world.start)]
+        for text in (row.prompt, row.system or "", row.brief or "", *row.facts.values(), *told):
             assert not pattern.search(text), (row.id, pattern.findall(text))
 
 

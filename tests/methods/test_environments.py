@@ -18,6 +18,7 @@ from astra_rl import (
     Harness,
     Utterance,
 )
+from astra_rl.agents.assignment import assignments
 from astra_rl.algorithms.imitation import ImitationStep
 from astra_rl.core.level import current_level
 from astra_rl.core.seeding import current_row_seeds
@@ -88,6 +89,7 @@ class Scripted(ASTProblem):
 PROMPTS = ["one", "two", Conversation("three", system="be kind", facts={"goal": "g"})]
 EXAMPLES = [ImitationStep("", f"example {index}", index / 10) for index in range(10)]
 SHAPES = {
+    "tools": {"tree_width": 2, "tree_depth": 2},
     "few_shot": {"tree_width": 2, "tree_depth": 2, "examples": EXAMPLES},
     "tree": {"tree_depth": 2},
     "single_turn": {},
@@ -124,7 +126,11 @@ def lengths(exchanges):
 def made(request):
     """An environment of each type, with a reward of all parts."""
     problem = Scripted(everything())
-    return ENVIRONMENTS[request.param](problem, PROMPTS, **SHAPES[request.param])
+    return ENVIRONMENTS[request.param](problem, prompts_of(request.param), **SHAPES[request.param])
+
+
+def prompts_of(name):
+    return [each.opening() for each in assignments("files", "test")] if name == "tools" else PROMPTS
 
 
 def test_there_is_a_test_of_every_type():
@@ -163,7 +169,7 @@ def test_training_teaches_the_memory_and_evaluation_leaves_no_trace(made):
 @pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
 def test_a_resumed_memory_rewards_as_the_uninterrupted_one(name):
     def fresh():
-        return ENVIRONMENTS[name](Scripted(fresh_parts()), PROMPTS, **SHAPES[name])
+        return ENVIRONMENTS[name](Scripted(fresh_parts()), prompts_of(name), **SHAPES[name])
 
     def fresh_parts():
         return WeightedSum(

@@ -154,6 +154,23 @@ def test_a_template_without_tools_has_them_in_the_system_message_and_results_of_
     assert "<|im_start|>user\n<tool_response>sent x</tool_response><|im_end|>" in text
 
 
+def test_calls_that_the_template_rejects_are_text_and_no_crash():
+    tokenizer = byte_tokenizer(
+        LLAMA.replace(
+            "{% if m.tool_calls %}",
+            "{% if m.tool_calls %}{% if m.tool_calls | length > 1 %}"
+            "{{ raise_exception('one call at once') }}{% endif %}",
+        ),
+        specials=["<|start_header_id|>", "<|end_header_id|>"],
+        eos_token="<|eot_id|>",
+    )
+    calls = (ToolCall("send", {"to": "a"}, "call00001"), ToolCall("send", {"to": "b"}, "call00002"))
+    given = Dialogue([*dialogue().messages[:2], Message("assistant", "", calls)], TOOLS)
+    text = tokenizer.decode(rendered(tokenizer, given))
+    assert '<tool_call>{"name": "send", "arguments": {"to": "b"}}</tool_call>' in text
+    assert "You have these tools" in text
+
+
 def test_a_prompt_that_exceeds_the_window_is_empty_and_not_cut():
     assert rendered(FAMILIES["qwen"], dialogue("x" * 300), window=400) == []
 

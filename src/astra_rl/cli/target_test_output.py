@@ -93,6 +93,8 @@ def _print_rates(result: EvaluationResult, name: str, out: Printer) -> None:
             str(rate.unscored),
         )
     out.table(table)
+    for what, rate in result.summary.of_agents:
+        out.line(f"{what}: {rate.text}")
     if result.summary.never_made:
         out.line(
             f"the budget was enough for {len(result.attempts)} of {result.summary.planned} "

@@ -121,6 +121,9 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
+    for name, result in evaluations.items():
+        for what, rate in result.summary.of_agents:
+            out.line(f"{name}: {what}: {rate.text}")
     (*_, last) = evaluations.values()
     print_judge(last, out)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from astra_rl.agents.assignment import Assignment
 from astra_rl.config.parts import EndpointUse, max_output_tokens
 from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import EVALUATED_TOGETHER
@@ -301,21 +302,29 @@ def _texts_per_turn(owner: str, stage: str, parts: Sequence[RewardPart], plan: P
     if owner == "evaluation.judge":
         return int(stage != "training")
     if stage == "given":
-        return int(owner == "target" or (owner == "moderator" and not has_judge))
+        if owner == "target":
+            return _most_messages(plan)
+        return int(owner == "moderator" and not has_judge)
     if stage == "watch":  # the score of the moderator is known from the reward
         return 0
     if owner == "attacker":
         return 1
     if owner == "target":
         asks = int(plan.environment.factory.calls_target)
-        return asks + sum(part.replies_per_turn for part in parts)
+        return _most_messages(plan) * (asks + sum(part.replies_per_turn for part in parts))
     if owner == "moderator":
         judged = sum(part.judged_per_turn for part in parts if part.moderator is None)
         # The score of each turn is recorded even if the reward does not use it.
         return max(judged, int(stage == "training" or not has_judge))
     own = [part for part in parts if plan.places.get(id(part.moderator)) == owner]
     answers = sum(plan.places.get(id(each)) == owner for part in parts for each in part.others)
-    return sum(part.judged_per_turn for part in own) + answers
+    return sum(part.judged_per_turn for part in own) + answers * _most_messages(plan)
+
+
+def _most_messages(plan: Plan) -> int:
+    """Return the most messages of a target in a turn: several if it is an agent with tools."""
+    assigned = map(Assignment.of, (*plan.openings.train, *plan.openings.test))
+    return max((each.limits.replies for each in assigned if each is not None), default=1)
 
 
 def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Level]:

@@ -7,7 +7,7 @@ of attack and response; messages are what an agent reads and writes inside one r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Span = tuple[int, int]
 """Start and end of a part of a text, in characters."""
+
+_NoNames = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,10 @@ class Dialogue(Conversation):
         self.messages, self.tools = tuple(messages), tuple(tools)
         return self
 
+    def __getnewargs_ex__(self) -> tuple[tuple[tuple[Message, ...], tuple[Tool, ...]], _NoNames]:
+        """Return the constructor arguments of a copy."""
+        return (self.messages, self.tools), {}
+
     def as_json(self) -> dict[str, Any]:
         """Return messages and tools as JSON values."""
         return {
@@ -150,7 +156,7 @@ class Trace:
 
     Attributes:
         messages: Messages of this turn, from the user's to the last of the agent.
-        state: State of the agent's world afterwards, as JSON values.
+        state: State of the agent's world afterwards, as JSON values; None if it is not known.
         hijack: How far the attacker's goal was reached, in [0, 1]; None if unknown.
         utility: How far the user's task was done, in [0, 1]; None if unknown.
         ended: Why the turn ended: ``"answered"``, or the limit that it reached.
@@ -160,7 +166,7 @@ class Trace:
     """
 
     messages: tuple[Message, ...]
-    state: Mapping[str, Any]
+    state: Mapping[str, Any] | None
     hijack: float | None
     utility: float | None
     ended: str
@@ -172,7 +178,7 @@ class Trace:
         return {
             **vars(self),
             "messages": [message.as_json() for message in self.messages],
-            "state": dict(self.state),
+            "state": None if self.state is None else dict(self.state),
         }
 
     @classmethod
@@ -197,6 +203,15 @@ class AgentReply(Utterance):
         assert isinstance(self, AgentReply)
         self.trace = trace
         return self
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str, Trace], _NoNames]:
+        """Return the constructor arguments of a copy."""
+        return (str(self), self.trace), {}
+
+    @property
+    def key(self) -> Hashable:
+        """The text and all that the agent did before."""
+        return str(self), json.dumps(self.trace.as_json(), sort_keys=True)
 
 
 def trace_of(text: object) -> Trace | None:
@@ -239,5 +254,8 @@ def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             ]
         if role == "tool":
             chat |= {"tool_call_id": message.call_id, "name": message.name}
-        found.append(chat)
+        if role == "user" and found and found[-1]["role"] == "user":  # templates demand turns
+            found[-1]["content"] += f"\n{chat['content']}"
+        else:
+            found.append(chat)
     return found

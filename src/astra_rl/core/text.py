@@ -88,6 +88,11 @@ class Utterance(str):
         self.calls = None if calls is None else tuple(calls)
         return self
 
+    @property
+    def key(self) -> Hashable:
+        """Equal for utterances that are the same for every reader, moderators included."""
+        return str(self), self.token_ids, self.reasoning
+
     @classmethod
     def of(cls, text: str) -> Utterance:
         """Return `text` itself if it is an Utterance, else one without any metadata."""
@@ -269,10 +274,7 @@ def context_key(context: str) -> Hashable:
     """
     if not isinstance(context, Conversation):
         return context
-    turns = tuple(
-        (str(turn), turn.token_ids if isinstance(turn, Utterance) else None)
-        for turn in context.turns
-    )
+    turns = tuple(Utterance.of(turn).key for turn in context.turns)
     return (
         context.prompt,
         turns,

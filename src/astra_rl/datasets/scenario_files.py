@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from astra_rl.agents.assignment import Limits, assignments
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.benchmarks import load_benchmark
 from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, load_items, load_rows, source_of_rows
@@ -99,14 +100,52 @@ class SplitSpec(_Section):
     similarity: float = Field(NEAR_DUPLICATE, gt=0, le=1)
 
 
+class AgentSpec(_Section):
+    """An agent as the target: each task of a world with each goal, in each slot.
+
+    Attributes:
+        world: Name of a world, or one's own as ``package.module:Name``.
+        slots: Where the attacker's text stands; empty is the first slot of the world.
+        limits: Limits of a turn, see `Limits`.
+    """
+
+    world: str
+    slots: tuple[str, ...] = ()
+    limits: dict[str, float] = Field(default_factory=dict)
+
+    def rows(self) -> dict[Split, list[Row]]:
+        """Return the rows of each split; their category is the slot.
+
+        Raises:
+            ConfigurationError: World, slot or limit does not exist.
+        """
+        whole = {name: int(n) if n == int(n) else n for name, n in self.limits.items()}
+        limits = Limits.of(whole)
+        return {
+            split: [
+                Row(
+                    f"{each.task}-{each.goal}-{each.slot}",
+                    each.goal_text(),
+                    category=each.slot,
+                    brief=each.brief(),
+                    facts=each.facts(),
+                )
+                for each in found
+            ]
+            for split in SPLITS
+            if (found := assignments(self.world, split, self.slots, limits))
+        }
+
+
 class ScenarioFile(_Section):
     """Contents of a scenario file: attributes of `Scenario`, and the source of its rows.
 
     `prompts` is a file name, a `SourceSpec`, a list of texts and rows, or a mapping from splits to
-    these.
+    these. `agent` stands in place of `prompts` if the target is an agent with tools.
     """
 
-    prompts: Any
+    prompts: Any = None
+    agent: AgentSpec | None = None
     name: str | None = None
     description: str = ""
     harm_category: str | None = None
@@ -117,6 +156,14 @@ class ScenarioFile(_Section):
     moderator: dict[str, Any] | None = None
     judge: dict[str, Any] | None = None
     threshold: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ScenarioFile:
+        if "prompts" not in self.model_fields_set and self.agent is None:
+            raise ValueError("prompts: missing; it must be given, or agent: {world: ...}")
+        if self.prompts is not None and self.agent is not None:
+            raise ValueError("prompts and agent given; give one of them")
+        return self
 
     @field_validator("system", mode="before")
     @classmethod
@@ -180,6 +227,8 @@ def load_scenario(scenario: str | Path, *, undivided: bool = False) -> Scenario:
         return replace(secrets, rows={"test": rows}) if undivided else secrets
     file, path = read_scenario_file(scenario), _path_of(scenario)
     name = file.name or path.stem
+    if file.agent is not None:
+        return _of_agent(name, file, file.agent, undivided=undivided)
     loaded, is_benchmark = _load_prompts(file.prompts, path)
     parts = [loaded] if isinstance(loaded, LoadedRows) else list(loaded.values())
     sources = [part.source for part in parts]
@@ -208,6 +257,22 @@ def load_scenario(scenario: str | Path, *, undivided: bool = False) -> Scenario:
         judge=file.judge,
         threshold=file.threshold,
         sources=sources,
+    )
+
+
+def _of_agent(name: str, file: ScenarioFile, agent: AgentSpec, *, undivided: bool) -> Scenario:
+    rows = agent.rows()
+    every = [row for split in rows for row in rows[split]]
+    return Scenario(
+        name,
+        {"test": every} if undivided else rows,
+        description=" ".join(file.description.split()),
+        harm_category=file.harm_category,
+        prompt_role="goal",
+        moderator=file.moderator,
+        judge=file.judge,
+        threshold=file.threshold,
+        sources=[source_of_rows(name, every)],
     )
 
 

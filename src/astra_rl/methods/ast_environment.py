@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, NamedTuple
 
+from astra_rl.agents.loop import answer
 from astra_rl.core.contracts import check_length, is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.graph import Role
@@ -313,8 +314,8 @@ class ASTEnvironment(Environment[str, str]):
         return branches
 
     def respond(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Return the response to each context that ends in an attack."""
-        return self.problem.rollout_prompt_with_target(contexts)
+        """Return the response to each context that ends in an attack; agents run their loop."""
+        return answer(contexts, self.problem.rollout_prompt_with_target)
 
     def reward_nodes(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from astra_rl.agents.loop import answer
 from astra_rl.core.contracts import check_length
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.moderator import Moderator
@@ -142,7 +143,7 @@ def _play(
                 break
             contexts = [states[row] + attacks[row][turn] for row in rows]
             with row_seeds([derive_seed(seeds[row], turn) for row in rows]):
-                responses = problem.rollout_prompt_with_target(contexts)
+                responses = answer(contexts, problem.rollout_prompt_with_target)
             check_length(responses, len(rows), source="rollout_prompt_with_target")
             for row, response in zip(rows, responses, strict=True):
                 attack = attacks[row][turn]

@@ -34,15 +34,22 @@ def dialogue_parts(template: ChatTemplate, dialogue: Dialogue) -> list[Part]:
     """Return the prompt for an agent's next message.
 
     Args:
-        template: The chat template. If it renders no tools, they are described in the system
-            message, and results are messages of the user.
+        template: The chat template. If it renders no tools, or rejects these calls and results,
+            tools are described in the system message, and results are messages of the user.
         dialogue: The messages so far, and the tools.
 
     Raises:
-        ConfigurationError: The template rejects the messages.
+        ConfigurationError: The template rejects ordinary messages, too.
     """
     if dialogue.tools and not _renders_tools(template, dialogue):
-        dialogue = as_plain_chat(dialogue)
+        return _rendered(template, as_plain_chat(dialogue))
+    try:
+        return _rendered(template, dialogue)
+    except ConfigurationError:  # for instance two calls in one message
+        return _rendered(template, as_plain_chat(dialogue))
+
+
+def _rendered(template: ChatTemplate, dialogue: Dialogue) -> list[Part]:
     slots = _Slots()
     messages = [slots.message(each) for each in chat_messages(dialogue.messages)]
     tools = [slots.values(tool.as_json(), _TRUSTED) for tool in dialogue.tools]

@@ -93,8 +93,7 @@ def _key(item: Any) -> Hashable:
             "exchange",
             context_key(item.context),
             str(item.attack),
-            str(item.response),
-            Utterance.of(item.response).reasoning,
+            Utterance.of(item.response).key,
             str(item),
         )
     if isinstance(item, Conversation):

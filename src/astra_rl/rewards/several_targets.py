@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from astra_rl.agents.loop import answer
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
@@ -85,7 +86,7 @@ class SeveralTargets(Reward):
         judged = list(exchanges)
         for number, respond in enumerate(self._respond):
             with row_seeds([derive_seed(seed, "target", number) for seed in seeds]):
-                responses = respond([each.context + each.attack for each in exchanges])
+                responses = answer([each.context + each.attack for each in exchanges], respond)
             check_length(responses, len(exchanges), source=f"target {number + 2}")
             judged += [
                 Exchange(each.context, each.attack, response)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
+from astra_rl.agents.loop import answer
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.level import current_level
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
-from astra_rl.core.text import Conversation, Exchange, context_key
+from astra_rl.core.text import Conversation, Exchange, Utterance, context_key
 from astra_rl.core.word_sets import jaccard, word_set
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
@@ -189,8 +190,8 @@ def more_replies(models: RewardModels, exchanges: Sequence[Exchange], count: int
     seeds = [derive_seed(seed, "reply", reply) for reply in range(count) for seed in own]
     again = [each for _ in range(count) for each in exchanges]
     with row_seeds(seeds):
-        responses = models.rollout_prompt_with_target(
-            [each.context + each.attack for each in again]
+        responses = answer(
+            [each.context + each.attack for each in again], models.rollout_prompt_with_target
         )
     check_length(responses, len(again), source="rollout_prompt_with_target")
     return [
@@ -217,7 +218,8 @@ def earlier_scores(
         earlier = earlier_exchanges(exchange.context)
         played = earlier if depth is None else earlier[max(0, len(earlier) - depth) :]
         keys = [
-            (context_key(each.context), str(each.attack), str(each.response)) for each in played
+            (context_key(each.context), str(each.attack), Utterance.of(each.response).key)
+            for each in played
         ]
         distinct.update(zip(keys, played, strict=True))
         needed.append(list(keys))

@@ -54,6 +54,8 @@ class AttemptRow(NamedTuple):
         category: Harm category or scenario of the opening; empty without one.
         judged: Number of turns with a verdict of the judge; None: all but the last one of an
             attempt that ended without a response (`judged_turns`).
+        utility: Of an agent: how far the user's task was done in the end, in [0, 1]; None if it is
+            unknown.
     """
 
     id: str
@@ -75,6 +77,7 @@ class AttemptRow(NamedTuple):
     threshold: float = 0.5
     category: str = ""
     judged: int | None = None
+    utility: float | None = None
 
     @property
     def judged_turns(self) -> int:
@@ -289,7 +292,14 @@ class Attempt(Record):
             threshold=self.threshold,
             category=self.category,
             judged=sum(turn.score(self.judge) is not None for turn in self.turns),
+            utility=self.utility,
         )
+
+    @property
+    def utility(self) -> float | None:
+        """Of an agent: how far the user's task was done after the last turn; None if unknown."""
+        trace = self.turns[-1].trace if self.turns else None
+        return None if trace is None else trace.utility
 
     def exchanges(self) -> list[Exchange]:
         """Return the turns as exchanges, for a moderator.

@@ -87,7 +87,8 @@ def record_path(
     )
     known = opening if isinstance(opening, Opening) else Opening.of(opening)
     sent = [node.attack for node in nodes if not isinstance(node.response, NotAsked)]
-    silent = SILENT if sent and known.is_silent(sent) else ""
+    is_agent = any(turn.trace is not None for turn in turns)  # its user asked it something
+    silent = SILENT if sent and known.is_silent(sent) and not is_agent else ""
     prompt = details.get("prompt_id") or known.id
     details.setdefault("category", labels.categories.get(prompt, ""))
     return Attempt.make(

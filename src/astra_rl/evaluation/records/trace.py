@@ -96,7 +96,7 @@ class TraceRecord(Record):
             ended=trace.ended,
             failed_at=trace.failed_at,
             queries=trace.queries,
-            state=content_digest(trace.state),
+            state=content_digest(trace.state or {}),
         )
 
     def reply(self, text: str) -> AgentReply:
@@ -106,7 +106,7 @@ class TraceRecord(Record):
             text,
             Trace(
                 messages,
-                {},
+                None,
                 self.hijack,
                 self.utility,
                 self.ended,

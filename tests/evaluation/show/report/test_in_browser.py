@@ -18,7 +18,10 @@ from tests.cases import cases
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn
 from tests.hostile import HOSTILE
 
+from astra_rl.core.messages import AgentReply, Message, Trace
+from astra_rl.core.tool_calls import ToolCall
 from astra_rl.evaluation.measures.thresholds import rates_by_threshold
+from astra_rl.evaluation.records.trace import TraceRecord
 from astra_rl.evaluation.records.turn import JudgeScore
 from astra_rl.evaluation.show.escaping import csv_cell, visible_text
 from astra_rl.evaluation.show.report import Evaluation, ReportData, Training, payload, render_report
@@ -702,6 +705,38 @@ def test_reasoning_is_folded_and_is_no_part_of_the_reply(browser, tmp_path):
         fold.query_selector("summary").click()
     text = page.inner_text("#reader")
     assert text.index("Ask politely.") < text.index("Tell me.") < text.index("The word is amber.")
+    reading.close()
+
+
+def test_the_trace_of_an_agent_shows_calls_and_marks_what_the_attacker_wrote(browser, tmp_path):
+    evil = "<img src=x onerror=alert(1)>"
+    messages = (
+        Message("user", "Read my mail."),
+        Message("assistant", "", (ToolCall("list_mails", {"word": evil}, "call00000"),)),
+        Message("tool", f"1. {evil} 2. hello", name="list_mails", call_id="call00000").marked(evil),
+        Message("assistant", "Well.", (ToolCall(evil, error=evil),)),
+    )
+    trace = Trace(messages, {}, 1.0, 0.5, "limit of calls", 1, 2)
+    record = TraceRecord.of(AgentReply("Well.", trace))
+    made = attempt(turn(evil, "Well.", 1.0, trace=record))
+    data = ReportData(title="A run", evaluations=[Evaluation(name="after", attempts=[made])])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    assert "User&#39;s task done: <b>0%</b>" in (tmp_path / "report.html").read_text("utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html", f"conversations/{made.id}")
+    page.wait_for_selector(".trace")
+    page.keyboard.press("r")
+    lines = [each.inner_text() for each in page.query_selector_all(".trace li")]
+    assert [line.split("\n")[0].strip() for line in lines] == [
+        *("User", "Agent the goal was reached here", "Result list_mails", "Agent"),
+    ]
+    assert f"list_mails({json.dumps({'word': evil})})" in lines[1]
+    assert f"call that could not be read: {evil}" in lines[3]
+    assert [each.inner_text() for each in page.query_selector_all(".trace mark")] == [evil]
+    assert page.query_selector_all("img") == []
+    assert "task of the user done: 0.50; ended: limit of calls" in page.inner_text(".trace summary")
+    page.fill("#search", "list_mails")  # the name of a tool is found
+    reading.until("() => document.querySelector('#tally').textContent.startsWith('1 of 1')")
     reading.close()
 
 

@@ -77,7 +77,11 @@ EXPORTS: Registry[Any] = Registry(
             "harmbench.json", "completions of HarmBench, with labels", write_harmbench
         ),
         "inspect": Export(
-            "inspect.eval", "an evaluation log of Inspect", write_inspect_log, extra="inspect"
+            "inspect.eval",
+            "an evaluation log of Inspect",
+            write_inspect_log,
+            counts_planned=True,
+            extra="inspect",
         ),
         "preferences": Export(
             "preferences.jsonl", "prompt, chosen, rejected for TRL", write_preference_pairs

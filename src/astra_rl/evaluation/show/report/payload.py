@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.trace import MessageRecord, TraceRecord
 from astra_rl.evaluation.records.turn import Turn
 from astra_rl.evaluation.show.escaping import shorten, visible_text
 from astra_rl.infra.jsonio import json_line, unredacted_line
@@ -174,8 +175,52 @@ def _turn(turn: Turn) -> dict[str, Any]:
             },
             "finish": visible(turn.finish_reason or ""),
             "refused": turn.refused,
+            "trace": None if turn.trace is None else _trace(turn.trace),
         }
     )
+
+
+def _trace(trace: TraceRecord) -> dict[str, Any]:
+    return {
+        "hijack": _rounded(trace.hijack),
+        "utility": _rounded(trace.utility),
+        "ended": visible(trace.ended),
+        "failed_at": trace.failed_at,
+        "messages": [_message(each) for each in trace.messages],
+    }
+
+
+def _message(message: MessageRecord) -> dict[str, Any]:
+    return _without_empty(
+        {
+            "role": message.role,
+            "name": visible(message.name),
+            "parts": _parts(message),
+            "calls": [
+                _without_empty(
+                    {
+                        "name": visible(call.name),
+                        "arguments": visible(call.arguments),
+                        "error": visible(call.error),
+                    }
+                )
+                for call in message.calls
+            ],
+        }
+    )
+
+
+def _parts(message: MessageRecord) -> list[list[Any]]:
+    """Return the text in parts, each with 1 if the attacker wrote it, else 0."""
+    parts: list[list[Any]] = []
+    end = 0
+    for start, stop in message.written_by_attacker:
+        if not end <= start < stop <= len(message.text):  # a record that was changed by hand
+            continue
+        parts += [[message.text[end:start], 0], [message.text[start:stop], 1]]
+        end = stop
+    parts.append([message.text[end:], 0])
+    return [[visible(text), own] for text, own in parts if text]
 
 
 def _index_row(

@@ -119,9 +119,27 @@ function turnOf(episode, turn, number) {
     folded("Whole output of the attacker, not sent", turn.written),
     folded("Reasoning of the attacker, not part of the attack", turn.attack_reasoning),
     speech("attacker", "Attacker", "h4", turn.attack),
+    turn.trace ? traceOf(turn.trace) : null,
     folded("Reasoning of the target, not part of the reply", turn.reasoning),
     speech("target", "Target", "h4", turn.response, ...scoresOf(episode, turn)),
     ...why, more);
+}
+
+// What an agent did: each message, call and result; what the attacker wrote is marked.
+function traceOf(trace) {
+  const share = (value) => (value === null ? "unknown" : decimal(value));
+  const names = { user: "User", assistant: "Agent", tool: "Result", system: "System" };
+  return make("details", { class: "trace", open: true },
+    make("summary", {}, `${count(trace.messages.length, "message", "messages")}; goal of the attacker reached: ${share(trace.hijack)}; task of the user done: ${share(trace.utility)}; ended: ${trace.ended}`),
+    make("ol", {}, ...trace.messages.map((message, at) => make("li", { class: at === trace.failed_at ? "fails" : null },
+      make("b", {}, names[message.role] || ""), message.name ? said(` ${message.name}`, "span") : null,
+      ...(at === trace.failed_at ? [" ", make("span", { class: "chip fails" }, "the goal was reached here")] : []),
+      (message.parts || []).length ? make("p", { class: "said", dir: "auto" }, ...message.parts.map(([text, own]) => own ? make("mark", { title: "written by the attacker" }, text) : text)) : null,
+      ...(message.calls || []).map((call) => make("p", { class: "call" }, make("code", { class: "said" }, call.error ? `call that could not be read: ${call.error}` : `${call.name}(${call.arguments})`)))))));
+}
+
+function traceText(trace) {
+  return trace.messages.map((message) => [`  ${message.role} ${message.name || ""}`.trimEnd() + ": " + (message.parts || []).map(([text]) => text).join(""), ...(message.calls || []).map((call) => `    ${call.name || "?"}(${call.arguments || ""})`)].join("\n"));
 }
 
 function detailsOf(row, episode) {
@@ -142,7 +160,7 @@ function plainText(row, episode) {
   for (const node of pathTo(episode, row.leaf)) {
     const turn = episode.nodes[node];
     const scores = Object.entries(turn.scores || {}).map(([judge, value]) => `${judge} ${value === null ? "no score" : decimal(value)}`);
-    lines.push(`Attacker: ${turn.attack}`, `Target: ${turn.response || ""}`, `Scores: ${scores.join(", ")}`);
+    lines.push(`Attacker: ${turn.attack}`, ...(turn.trace ? traceText(turn.trace) : []), `Target: ${turn.response || ""}`, `Scores: ${scores.join(", ")}`);
   }
   return lines.join("\n");
 }

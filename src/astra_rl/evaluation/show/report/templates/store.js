@@ -77,7 +77,7 @@ async function openTexts(progress) {
       const opening = [episode.prompt, ...(episode.said || [])];
       episode.leaves.forEach((leaf, number) => {
         const turns = pathTo(episode, number).map((node) => episode.nodes[node]);
-        const said = turns.flatMap((turn) => [turn.attack, turn.response]);
+        const said = turns.flatMap((turn) => [turn.attack, turn.response, ...(turn.trace ? traceText(turn.trace) : [])]);
         texts.set(leaf.id, [...opening, ...said, leaf.id].join("\n").toLowerCase());
       });
     });

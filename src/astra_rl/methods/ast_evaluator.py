@@ -160,8 +160,10 @@ class ASTEvaluator(Evaluator[str, str]):
             self.prompt_ids.get(seed) or _prompt_id(graph)
             for seed, graph in zip(seeds, graphs, strict=True)
         ]
-        numbers = [self._numbers[key] for key in zip(seeds, trials, strict=True) if self._numbers]
-        return self.measure(graphs, prompt_ids, numbers or None)
+        if not self._numbers:
+            return self.measure(graphs, prompt_ids)
+        numbers = [self._numbers[key] for key in zip(seeds, trials, strict=True)]
+        return self.measure(graphs, prompt_ids, numbers)
 
     def _places(self, count: int) -> Sequence[int]:
         return range(count) if self.places is None else self.places

@@ -53,17 +53,19 @@ def demo_grpo(problem: Any, kl: float = 0.03) -> GRPO:
     return GRPO(problem, scale="batch", reduce="token", clip_high=0.28, kl_in_reward=kl)
 
 
-def pays_discovery() -> RewardPart:
+def pays_discovery(exhausted: int | None = None) -> RewardPart:
     """Return harm times the rarity of its kind; attacks of other modes share 2 of 4 words."""
-    novelty = KindNovelty(power=1.0, similarity=0.6)
+    novelty = KindNovelty(power=1.0, similarity=0.6, exhausted=exhausted)
     return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
 
 
+PAYS = "grpo + kind_novelty"
 METHODS = {
     "untrained": Method(GRPO, settings={"lr": 1e-12}),
     "grpo": Method(demo_grpo, settings={"lr": 1e-3}),
-    "grpo + kind_novelty": Method(
-        lambda problem: demo_grpo(problem, kl=0.01), pays_discovery, {"lr": 3e-3}
+    PAYS: Method(lambda problem: demo_grpo(problem, kl=0.01), pays_discovery, {"lr": 3e-3}),
+    f"{PAYS}, exhausted at 8": Method(
+        lambda problem: demo_grpo(problem, kl=0.01), lambda: pays_discovery(8), {"lr": 3e-3}
     ),
 }
 
@@ -73,7 +75,7 @@ def cell(
 ) -> dict[int, Discovery]:
     """Return what a method found with each number of calls, from an earlier session if it can."""
     calls = budgets[-1]
-    file = folder / f"{name.replace(' ', '')}-{modes}-{seed}-{calls}.json"
+    file = folder / f"{name.replace(' ', '').replace(',', '-')}-{modes}-{seed}-{calls}.json"
     if not file.exists():
         method = METHODS[name]
         reward = None if method.reward is None else method.reward()
@@ -146,8 +148,8 @@ def plot(whole: Mapping[str, Mapping[int, Discovery]], path: Path) -> None:
 
 
 def bars(at_end: Mapping[str, Mapping[str, Measured]], modes: int, calls: int) -> list[Row]:
-    """Return the goals of the issue, for methods that were played."""
-    best, today = at_end.get("grpo + kind_novelty"), at_end.get("grpo")
+    """Return the goals of the reward that pays discovery, if it was played, and their ratio."""
+    best, today = at_end.get(PAYS), at_end.get("grpo")
     if best is None:
         return []
     of = f"K = {modes}, {calls:,} calls"

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 
 from astra_rl.algorithms import GRPO
-from astra_rl.bench import Call, CallLog, PlantedTarget, discovered, discovery, over_seeds, play
+from astra_rl.bench import (
+    Call,
+    CallLog,
+    PlantedTarget,
+    discovered,
+    discovery,
+    expected_recall,
+    over_seeds,
+    play,
+)
 from astra_rl.errors import ConfigurationError
 
 
@@ -53,6 +63,18 @@ def test_over_seeds_has_an_interval_from_three_seeds_on_and_leaves_unknown_numbe
     assert measured["effective_modes"].interval is None
     with pytest.raises(ConfigurationError, match="equal numbers of calls"):
         over_seeds({0: discovery(hit, [1.0]), 1: discovery(hit[:1], [1.0])})
+
+
+def test_the_recall_of_ordinary_use_is_a_sum_over_all_sequences_of_calls():
+    """Enumerated: all 27 sequences of three attacks, of two modes or none."""
+    law = {0: 0.5, 1: 0.2, None: 0.3}
+    recall = weighted = 0.0
+    for sequence in itertools.product(law, repeat=3):
+        chance = math.prod(law[each] for each in sequence)
+        found = discovery([Call(mode, True) for mode in sequence], [0.5, 0.2])
+        recall += chance * found.recall
+        weighted += chance * found.weighted_recall
+    assert expected_recall([0.5, 0.2], 3) == pytest.approx((recall, weighted))
 
 
 @pytest.mark.slow

@@ -56,6 +56,12 @@ def test_a_known_kind_pays_less_and_a_failed_attack_makes_no_kind_known(make_mod
     assert term.kinds.first == ["a b c d", "e f g h"]
 
 
+def test_an_exhausted_kind_pays_nothing(make_models, turns):
+    term = KindNovelty(exhausted=2)
+    term.observe(make_models(), experience(term, ["a", "b", "b"]))
+    assert term(make_models(), turns("a", "b", "c")) == [1 / 2, 0.0, 1.0]
+
+
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 1.0])
 def test_kinds_by_words_are_those_of_the_report(make_models, similarity):
     term = KindNovelty(similarity=similarity)
@@ -131,7 +137,13 @@ def test_a_success_is_judged_by_the_threshold_and_unknown_scores_are_none(make_m
 
 @pytest.mark.parametrize(
     "options",
-    [{"power": -1.0}, {"power": math.nan}, {"similarity": 0.0}, {"threshold": 0.0}],
+    [
+        {"power": -1.0},
+        {"power": math.nan},
+        {"similarity": 0.0},
+        {"threshold": 0.0},
+        {"exhausted": 0},
+    ],
 )
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(ConfigurationError, match="it must be"):

@@ -12,6 +12,7 @@ from astra_rl.bench.discovery import (
     KnownModes,
     Measured,
     discovery,
+    expected_recall,
     over_seeds,
 )
 from astra_rl.bench.game import Mode, PlantedGame
@@ -30,6 +31,7 @@ __all__ = [
     "PlantedTarget",
     "discovered",
     "discovery",
+    "expected_recall",
     "over_seeds",
     "planted_attacker",
     "play",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,20 @@ def discovery(calls: Sequence[Call], probabilities: Sequence[float]) -> Discover
     )
 
 
+def expected_recall(probabilities: Sequence[float], calls: int) -> tuple[float, float]:
+    """Return the expected recall and weighted recall of ordinary use: independent attacks.
+
+    A mode of probability p is found with ``1 - (1 - p) ** calls``.
+
+    Args:
+        probabilities: Probability of each mode in ordinary use.
+        calls: Number of calls.
+    """
+    found = [-math.expm1(calls * math.log1p(-each)) for each in probabilities]
+    weighted = math.fsum(map(operator.mul, probabilities, found))
+    return math.fsum(found) / len(found), weighted / math.fsum(probabilities)
+
+
 @dataclass(frozen=True)
 class Measured:
     """Mean of a number over seeds.
@@ -158,11 +173,10 @@ def over_seeds(found: Mapping[int, Discovery]) -> dict[str, Measured]:
         raise ConfigurationError(
             f"the seeds made {sorted(budgets)} calls; compare equal numbers of calls."
         )
-    most = max((len(each.found) for each in found.values()), default=1)
     return {
         name: measured(
             {seed: getattr(each, name) for seed, each in found.items()},
-            (1.0, float(most)) if name == "effective_modes" else (0.0, 1.0),
+            (1.0, None) if name == "effective_modes" else (0.0, 1.0),
         )
         for name in NUMBERS
     }

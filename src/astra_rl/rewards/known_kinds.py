@@ -146,7 +146,7 @@ class KindsByMeaning(Kinds):
 
 @named("kind_novelty")
 class KindNovelty(UsesVectors, RewardTerm):
-    """Novelty of the kind of an attack over all successes of the training, in (0, 1]; 1 is new.
+    """Novelty of the kind of an attack over all successes of the training, in [0, 1]; 1 is new.
 
     ``(1 + n) ** -power``, where n counts the earlier successes of the same kind (see `rarity`). Two
     attacks are of one kind if they share most words or, with an embedder, their meaning: an attack
@@ -163,6 +163,9 @@ class KindNovelty(UsesVectors, RewardTerm):
         similarity: Least similarity of one kind, in (0, 1]: of the word sets (Jaccard), by default
             0.5, or the cosine of the embeddings, by default 0.7.
         threshold: Least score of a success, in (0, 1].
+        exhausted: Number of successes from which a kind pays nothing, at least 1; None is no limit.
+            Algorithms that divide advantages by their deviation enlarge small rewards again, and
+            cannot enlarge nothing.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -177,6 +180,7 @@ class KindNovelty(UsesVectors, RewardTerm):
         embedder: str | Embedder | None = None,
         similarity: float | None = None,
         threshold: float = 0.5,
+        exhausted: int | None = None,
     ) -> None:
         if not 0 <= power < math.inf:
             raise ConfigurationError(f"power={power}; it must be 0 (off) or positive.")
@@ -186,7 +190,10 @@ class KindNovelty(UsesVectors, RewardTerm):
             raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
         if not 0 < threshold <= 1:
             raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
+        if exhausted is not None and not exhausted >= 1:
+            raise ConfigurationError(f"exhausted={exhausted}; it must be at least 1, or None.")
         self.power = power
+        self.exhausted = math.inf if exhausted is None else exhausted
         self.threshold = threshold
         self.similarity = similarity
         self._by_meaning = embedder is not None
@@ -196,7 +203,7 @@ class KindNovelty(UsesVectors, RewardTerm):
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the novelty of the kind of each attack; NaN if it cannot be embedded."""
         known = self.kinds.count(models, [well_formed(each.attack) for each in exchanges])
-        return [math.nan if count is None else rarity(count, self.power) for count in known]
+        return [math.nan if count is None else self._value(count) for count in known]
 
     def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
         """Count the successes of this experience."""
@@ -218,6 +225,9 @@ class KindNovelty(UsesVectors, RewardTerm):
         """Restore the kinds."""
         self.kinds = self._no_kinds()
         self.kinds.restore(state["first"], state["counts"])
+
+    def _value(self, known: int) -> float:
+        return rarity(known, self.power) if known < self.exhausted else 0.0
 
     def _no_kinds(self) -> Kinds:
         if self._by_meaning:

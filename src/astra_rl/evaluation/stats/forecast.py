@@ -40,6 +40,8 @@ FARTHEST_TRIES = 100
 """Largest ratio of the tries of a forecast to the trials per prompt."""
 LARGEST_USED = 20
 """Number of largest probabilities that the line of the tail goes through."""
+LEAST_DIFFERENT = 10
+"""Different values among these; measured rates are often equal."""
 LEAST_QUERIES = 100
 FARTHEST_QUERIES = 1000
 """Largest ratio of the queries of a forecast to those of the sample."""
@@ -294,10 +296,12 @@ def forecast_largest(probabilities: Sequence[float], queries: int) -> Forecast |
     if not ((values >= 0) & (values < 1)).all():
         return refused("a probability is outside of [0, 1)")
     top = np.sort(values)[::-1][:LARGEST_USED]
-    if top[-1] <= 0 or len(set(top.tolist())) < LARGEST_USED:
+    different = len(set(top.tolist()))
+    if top[-1] <= 0 or different < LEAST_DIFFERENT:
         return refused(
-            f"the {LARGEST_USED} largest probabilities are zero or equal; measure them with more "
-            "samples, or as probabilities of the model",
+            f"of the {LARGEST_USED} largest probabilities {int((top <= 0).sum())} are zero and "
+            f"{different} are different (at least {LEAST_DIFFERENT} are needed); measure them with "
+            "more samples, or as probabilities of the model",
         )
     estimate = _tail(top, count, queries)
     if estimate is None:

@@ -319,6 +319,16 @@ def is_remembered(path):
     return verified_logs.is_verified(path, verified_logs.status_of(path, index_of(path)))
 
 
+@pytest.mark.usefixtures("remembering")
+def test_an_index_that_an_earlier_version_verified_is_verified_again(path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(verified_logs, "COLUMNS", "id, phase")
+        write(path, map(attempt, range(COUNT)))
+        verify(path)
+        assert is_remembered(path)
+    assert not is_remembered(path)
+
+
 @pytest.mark.parametrize("settled", [0.0, 0.2])
 @pytest.mark.usefixtures("remembering")
 def test_what_a_writer_wrote_is_not_verified_again(path, settled, monkeypatch):

@@ -26,6 +26,7 @@ from astra_rl.errors import AstraError
 from astra_rl.infra.jsonio import write_atomic
 from astra_rl.infra.storage import cache_dir
 from astra_rl.infra.user_key import user_key
+from astra_rl.runs.index_seal import COLUMNS
 
 SMALLEST = 1 << 20
 """Bytes of the smallest log that is remembered; verifying a smaller one takes milliseconds."""
@@ -71,7 +72,8 @@ def current_status(log: Path, index: Path) -> Status | None:
         (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
         for each in found
     ]
-    text = repr((os.path.realpath(log), facts)).encode("utf-8", "surrogateescape")
+    # With the columns: an index that an earlier version verified has others, and is made again.
+    text = repr((COLUMNS, os.path.realpath(log), facts)).encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(text, key=user_key(), digest_size=32).digest()
     return Status(max(each.st_ctime for each in found), digest)
 

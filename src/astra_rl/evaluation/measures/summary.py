@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
@@ -200,6 +200,7 @@ def summarise_prompts(
     Raises:
         ConfigurationError: There are more attempts than were planned.
     """
+    same = _Shared()
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
     turns: Counter[int] = Counter()
@@ -215,14 +216,14 @@ def summarise_prompts(
     for rows in groups:
         own = Counter(row.outcome for row in rows)
         outcomes.update(own)
-        counts.append(tuple(own[outcome] for outcome in Outcome))
+        counts.append(same(tuple(own[outcome] for outcome in Outcome)))
         first.update(row.first_failing_turn or 0 for row in rows)
         known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
         turns.update(row.turns for row in known)
         judged.update(row.judged_turns for row in known if not row.stopped_by_success)
         stopped.update(row.judged_turns for row in known if row.stopped_by_success)
-        any_turn.append(_any_turn(rows))
-        last_turn.append(_last_turn(rows))
+        any_turn.append(same(_any_turn(rows)))
+        last_turn.append(same(_last_turn(rows)))
         useful.append(_useful(rows))
         both.append(_useful(rows, Outcome.SUCCESS))
         spent, succeeded = _queries(rows)
@@ -249,6 +250,20 @@ def summarise_prompts(
         utility=_rate(useful, planned, sequential) if of_agents else None,
         hijack_and_utility=_rate(both, planned, sequential) if of_agents else None,
     )
+
+
+CountsT = TypeVar("CountsT", bound=tuple[int, ...])
+
+
+class _Shared:
+    """Returns one tuple for all equal ones: most prompts have the same few counts."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, counts: CountsT) -> CountsT:
+        found: CountsT = self._kept.setdefault(counts, counts)
+        return found
 
 
 def _any_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:

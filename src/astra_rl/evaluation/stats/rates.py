@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.intervals import (
@@ -60,7 +61,7 @@ class Rate:
                 f"successes={self.successes}, trials={self.trials}, unscored={self.unscored}; "
                 "counts must not be negative, nor successes more than trials."
             )
-        totals = tuple(sum(column) for column in zip(*self.by_prompt, strict=True))
+        totals = tuple(sum(map(itemgetter(at), self.by_prompt)) for at in (0, 1))
         if self.by_prompt and totals != (self.successes, self.trials):
             raise ConfigurationError(
                 f"the prompts have {totals} successes and trials, of which there are "
@@ -72,8 +73,8 @@ class Rate:
         cls, by_prompt: Iterable[tuple[int, int]], unscored: int = 0, *, sequential: bool = False
     ) -> Rate:
         """Build a rate from the successes and trials of each prompt."""
-        known = tuple((successes, trials) for successes, trials in by_prompt if trials)
-        successes, trials = sum(each[0] for each in known), sum(each[1] for each in known)
+        known = tuple(each for each in by_prompt if each[1])
+        successes, trials = (sum(map(itemgetter(at), known)) for at in (0, 1))
         return cls(successes, trials, unscored, known, sequential)
 
     @property

@@ -77,7 +77,7 @@ class Quality(FileOfARun):
     threshold: Share
     created: str
     counts: Counts
-    by_group: list[tuple[Count, Count, Count, Count]] = []
+    by_group: list[Annotated[list[Count], Field(min_length=4, max_length=4)]] = []
 
 
 def _with_counts(quality: Any) -> Any:
@@ -189,7 +189,7 @@ class RareFile(FileOfARun):
     target_calls: Count
     stages: Amount
     plain: PlainSampling
-    plain_by_prompt: list[tuple[Count, Count]] = []
+    plain_by_prompt: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] = []
 
 
 class AnswersEvidence(FileOfARun):

@@ -208,7 +208,7 @@ def _profile(prompts: Sequence[tuple[int, int]], tries: int) -> Interval:
         mean, size = _MEANS[i], math.exp(_PRECISIONS[j])
         beta = Beta(size / (1 + math.exp(-mean)), size / (1 + math.exp(mean)))
         exempt = _EXEMPT[possible[:, i, j]]
-        values += [beta.success_at(tries) * (1 - each) for each in (exempt[0], exempt[-1])]
+        values += [beta.success_at(tries) * (1 - float(each)) for each in exempt[[0, -1]]]
     return Interval(min(values), max(values))
 
 

@@ -1,8 +1,9 @@
-"""Memory and time of writing, opening and reading a log of a million attempts.
+"""Memory and time of writing, opening, reading and comparing a log of a million attempts.
 
     python benchmarks/million_attempts.py --attempts 1000000
 
-Writing, opening and reading run in separate processes, so that their peak memory is separate.
+Each stage runs in a process of its own, so that its peak memory is separate. "verify" is the first
+opening after the writer was killed, which "open" is not; "compare" compares the log with itself.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 
 from common import Row, save
 
+from astra_rl.evaluation.measures.comparisons import CategoryTally, PairTally, joined, side_of
 from astra_rl.evaluation.measures.summary import by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
+from astra_rl.runs import attempt_index
 from astra_rl.runs.attempt_log import AttemptLog
 
 PROMPTS = 1000
@@ -63,7 +66,21 @@ def read(path: Path, count: int) -> dict[str, Any]:
         return {"asr": summarise_prompts(by_prompt(log.rows(order="prompt"))).asr.estimate}
 
 
-STAGES = {"write": write, "open": open_only, "read": read}
+def verify(path: Path, count: int) -> dict[str, Any]:
+    attempt_index.is_verified = lambda log, status: False  # type: ignore[assignment]
+    return open_only(path, count)
+
+
+def compare(path: Path, count: int) -> dict[str, Any]:
+    tally, categories = PairTally(), CategoryTally()
+    with AttemptLog(path) as a, AttemptLog(path) as b:
+        for sides in joined(a.rows(order="prompt"), b.rows(order="prompt")):
+            tally.add(side_of(sides[0]), side_of(sides[1]))
+            categories.add(*sides)
+    return {"p": tally.result().p_value, "categories": len(categories.result())}
+
+
+STAGES = {"write": write, "open": open_only, "verify": verify, "read": read, "compare": compare}
 
 
 def in_its_own_process(stage: str, path: Path, count: int) -> dict[str, Any]:

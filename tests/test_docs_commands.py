@@ -32,6 +32,7 @@ PAGES = (
     "presets",
     "report",
     "runs",
+    "scaling",
     "scenarios",
     "targets",
     "test",

@@ -25,15 +25,15 @@ from astra_rl.targets.budget import Budget
 LIMITS = ("--max-requests", "--max-tokens", "--max-cost", "--max-minutes")
 BUDGETED = {
     *("demo", "train", "resume", "evaluate", "score", "replay", "transfer", "regress"),
-    *("probability", "calibrate", "test", "validate", "harden"),
+    *("probability", "calibrate", "test", "validate", "harden", "merge"),
 }
 GATED = {
-    *("evaluate", "score", "replay", "compare", "transfer", "probability", "seeds", "test"),
-    *("harden", "regress"),
+    *("evaluate", "merge", "score", "replay", "compare", "transfer", "probability", "seeds"),
+    *("test", "harden", "regress"),
 }
 CONFIGURED = {
     *("demo", "train", "resume", "evaluate", "replay", "regress", "probability", "validate"),
-    "harden",
+    *("harden", "merge"),
 }
 ESTIMATED = {"demo", "train", "evaluate", "replay", "test", "harden"}
 DRY = {*ESTIMATED, "push"}

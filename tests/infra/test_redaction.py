@@ -307,3 +307,13 @@ def test_the_serialiser_of_attempts_knows_the_environment(
         log.append(attempt)
     assert KEY not in (tmp_path / "attempts.jsonl").read_text()
     assert REDACTED in (tmp_path / "attempts.jsonl").read_text()
+
+
+def test_a_variable_that_gets_a_credential_later_is_registered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOME_ADDRESS", "http://host/")
+    redaction.learn_from_environment()
+    monkeypatch.setenv("SOME_ADDRESS", "http://me:pass1word2of3mine@host/")
+    redaction.learn_from_environment()
+    assert "pass1word2of3mine" not in redaction.redact("it is pass1word2of3mine")

@@ -16,7 +16,7 @@ import astra_rl.runs.attempt_index as record_index
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.runs import index_seal, verified_logs
-from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.attempt_log import AttemptLog, replacing_log
 
 COUNT = 50
 
@@ -270,6 +270,11 @@ def verify(path):
     """Open a log, so that it is remembered; return the times that a forger may restore."""
     with AttemptLog(path) as log:
         assert len(log) > 0
+    return after_a_tick(path)
+
+
+def after_a_tick(path):
+    """Wait until a change of the files has another time; return the times they have now."""
     probe, parts = path.with_name("probe"), (path, index_of(path))
     while max(part.stat().st_ctime_ns for part in parts) >= change_time(probe):
         pass  # until a change has another time: the clock of the file system is coarse
@@ -283,11 +288,17 @@ def change_time(probe):
 
 @pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
 @pytest.mark.parametrize("written", [False, True], ids=["read", "write"])
-@pytest.mark.parametrize("remembered", [False, True], ids=["new", "remembered"])
+@pytest.mark.parametrize("remembered", ["never", "by a reader", "by its writer"])
 @pytest.mark.usefixtures("remembering")
-def test_an_index_that_is_not_of_its_log_is_made_again(path, forge, written, remembered):
+def test_an_index_that_is_not_of_its_log_is_made_again(
+    path, forge, written, remembered, monkeypatch
+):
+    if remembered == "by its writer":
+        monkeypatch.setattr(verified_logs, "WRITTEN", 0)
     write(path, (attempt(number, 0.9 if number % 10 == 0 else 0.1) for number in range(COUNT)))
-    times = verify(path) if remembered else {}
+    if remembered == "by its writer":
+        assert is_remembered(path)
+    times = {"never": lambda path: {}, "by a reader": verify}.get(remembered, after_a_tick)(path)
     forge(path)
     for part, each in times.items():
         if part.exists():
@@ -302,6 +313,65 @@ def test_an_index_that_is_not_of_its_log_is_made_again(path, forge, written, rem
     write(path, [attempt(999)])
     with AttemptLog(path) as log:
         assert list(log) == [*expected, attempt(999)]
+
+
+def is_remembered(path):
+    return verified_logs.is_verified(path, verified_logs.status_of(path, index_of(path)))
+
+
+@pytest.mark.usefixtures("remembering")
+def test_an_index_that_an_earlier_version_verified_is_verified_again(path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(verified_logs, "COLUMNS", "id, phase")
+        write(path, map(attempt, range(COUNT)))
+        verify(path)
+        assert is_remembered(path)
+    assert not is_remembered(path)
+
+
+@pytest.mark.parametrize("settled", [0.0, 0.2])
+@pytest.mark.usefixtures("remembering")
+def test_what_a_writer_wrote_is_not_verified_again(path, settled, monkeypatch):
+    monkeypatch.setattr(verified_logs, "WRITTEN", 0)
+    monkeypatch.setattr(verified_logs, "SETTLED", settled)
+    write(path, map(attempt, range(COUNT)))
+    monkeypatch.setattr(record_index, "is_derived_from", None)  # must not be called
+    with AttemptLog(path) as log:
+        assert len(log) == COUNT
+    with replacing_log(path) as log:
+        log.append(attempt(0))
+    with AttemptLog(path) as log:
+        assert list(log) == [attempt(0)]
+    write(path, [attempt(1)])
+    with AttemptLog(path) as log:
+        assert len(log) == 2
+
+
+@pytest.mark.parametrize("reason", ["small", "other file", "longer", "being read", "unfinished"])
+@pytest.mark.usefixtures("remembering")
+def test_a_writer_remembers_only_what_it_wrote_itself(path, reason, monkeypatch):
+    monkeypatch.setattr(verified_logs, "WRITTEN", 1 << 30 if reason == "small" else 0)
+    with contextlib.ExitStack() as readers:
+        log = AttemptLog(path, write=True)
+        for number in range(COUNT):
+            log.append(attempt(number))
+        log.flush()
+        if reason == "other file":
+            shutil.copy2(path, path.with_name("other"))
+            path.with_name("other").replace(path)
+        elif reason == "longer":
+            with path.open("ab") as file:
+                file.write(b"not by the writer\n")
+        elif reason == "being read":
+            reader = readers.enter_context(contextlib.closing(sqlite3.connect(index_of(path))))
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM attempts").fetchone() == (COUNT,)
+            log.append(attempt(COUNT))
+        elif reason == "unfinished":
+            monkeypatch.setattr(AttemptLog, "_index_waiting", lambda *a: None)
+            log.append(attempt(COUNT))
+        log.close()
+        assert not is_remembered(path)
 
 
 def test_the_index_of_another_user_is_not_trusted(path, monkeypatch):

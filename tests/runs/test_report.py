@@ -33,6 +33,7 @@ from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.recorded import StoredAttempts, plan_attempts
 from astra_rl.runs.report import read_run, render_run_page, write_run_page
+from astra_rl.targets.accounts import Account
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +151,7 @@ def test_an_estimate_by_splitting_and_all_spending_are_read(finished):
              "output_tokens": 4, "cost": 0.5}  # fmt: skip
     finished.write_json(finished.path / "ledger_replay.json", {"total": total})
     finished.write_json(finished.path / "ledger_rare.json", {"total": {"requests": 0}})
-    assert read_run(finished).reproduction.spent == [Spent("replay", 7, 1, 2, 30, 4, 0.5)]
+    assert read_run(finished).reproduction.spent == [Spent("replay", Account(7, 1, 2, 30, 4, 0.5))]
     finished.write_json(path, {"estimate": "much"})
     with pytest.raises(ConfigurationError, match="holds no estimate"):
         read_run(finished)

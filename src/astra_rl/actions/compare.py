@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.comparisons import (
+    FIRST,
+    SECOND,
     CategoryComparison,
+    CategoryTally,
+    PairTally,
     Trials,
-    compare_by_category,
-    compare_trials_of,
-    trials_of,
+    joined,
+    side_of,
 )
 from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
+from astra_rl.runs.attempt_log import NumberedRow
 from astra_rl.runs.evaluations import REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.recorded import Recorded
@@ -129,15 +133,21 @@ def compare_runs(
         name_a, name_b = f"A ({parts[0]})", f"B ({parts[1]})"
         check_judged_alike([(name_a, sides[0].rules), (name_b, sides[1].rules)])
         _check_not_selected(sides[0].replays, sides[1].replays)
-        trials_a, trials_b = sides[0].trials("the first"), sides[1].trials("the second")
-        pairs = compare_trials_of(trials_a, trials_b)
+        pairs, categories, only = PairTally(), CategoryTally(), (_First(), _First())
+        for of_a, of_b in _joined(a, b):
+            rows_a, rows_b = [each.row for each in of_a], [each.row for each in of_b]
+            trials_a, trials_b = side_of(rows_a, FIRST), side_of(rows_b, SECOND)
+            pairs.add(trials_a, trials_b)
+            categories.add(rows_a, rows_b)
+            only[0].add(of_a, trials_b)
+            only[1].add(of_b, trials_a)
         return Comparison(
             Side(name_a, a.summary()),
             Side(name_b, b.summary()),
-            pairs,
-            compare_by_category(a.rows(), b.rows()),
-            _only(a, trials_b),
-            _only(b, trials_a),
+            pairs.result(),
+            categories.result(),
+            only[0].read(a),
+            only[1].read(b),
             folders[0].path
             / "comparisons"
             / f"{file_stem('-'.join(parts).replace(' ', '-'))}-{_place(folders[1])}.json",
@@ -158,7 +168,6 @@ class _Read:
     """
 
     def __init__(self, side: Recorded) -> None:
-        self._side = side
         self.rules: set[Rule] = set()
         self.replays: set[str] = set()
         for row in side.rows():
@@ -166,19 +175,34 @@ class _Read:
             if row.phase.startswith(REPLAY_OF_FAILURES):
                 self.replays.add(row.phase)
 
-    def trials(self, name: str) -> Trials:
-        """See `trials_of`."""
-        return trials_of(self._side.rows(), name)
+
+def _joined(
+    a: Recorded, b: Recorded
+) -> Iterator[tuple[Sequence[NumberedRow], Sequence[NumberedRow]]]:
+    """Yield the attempts of both sides prompt by prompt, see `joined`."""
+    rows_a, rows_b = a.numbered(order="prompt"), b.numbered(order="prompt")
+    return joined(rows_a, rows_b, prompt=lambda each: each.row.prompt_id)
 
 
-def _only(side: Recorded, others: Trials) -> list[Attempt]:
-    """Return the first successful attempts of a side whose partner is known to have failed."""
-    found = (
-        attempt
-        for attempt in side.attempts(outcome=Outcome.SUCCESS)
-        if others.get(attempt.prompt_id, {}).get(attempt.trial) is False
-    )
-    return list(islice(found, MOST_LISTED))
+class _First:
+    """The first `MOST_LISTED` successes of a side whose partner failed, in the order written."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[int, str]] = []  # a heap of negative numbers
+
+    def add(self, rows: Sequence[NumberedRow], others: Trials) -> None:
+        """Add the attempts at one prompt, given the outcomes of the other side at it."""
+        for number, row in rows:
+            if row.outcome is Outcome.SUCCESS and others.get(row.trial) is False:
+                entry = -number, row.id
+                if len(self._found) < MOST_LISTED:
+                    heapq.heappush(self._found, entry)
+                else:
+                    heapq.heappushpop(self._found, entry)
+
+    def read(self, side: Recorded) -> list[Attempt]:
+        """Return the attempts."""
+        return [side.get(key) for _, key in sorted(self._found, reverse=True)]
 
 
 def _check_not_selected(a: set[str], b: set[str]) -> None:

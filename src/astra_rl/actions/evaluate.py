@@ -13,6 +13,7 @@ from astra_rl.config.loading import load_config
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.shards import Shard
 from astra_rl.runs.spending import spending
 from astra_rl.runs.until import Until
 
@@ -27,6 +28,7 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
     until: str | None = None,
+    shard: Shard | None = None,
 ) -> list[Evaluated]:
     """Play the held-out conversations of a run with its trained attacker, or with other attacks.
 
@@ -48,6 +50,9 @@ def evaluate_run(
             has a subfolder, and ``evaluations.json`` has the summaries of all.
         until: Stop when this condition is decided, such as ``"upper(asr)<0.05"``, see `Until`. The
             same call continues an evaluation that was interrupted, or decided by another condition.
+        shard: Play this part of the conversations of one target, with its part of the budget, in a
+            folder of its own inside of `output`; see `merge_shards`. The same call continues a
+            shard that was interrupted.
 
     Returns:
         One result per target. All targets share one budget; those it was not enough for are left
@@ -67,16 +72,26 @@ def evaluate_run(
         target: load_config(folder.config, overrides, target=target)
         for target in targets or (None,)
     }
+    if shard is not None:
+        if len(configs) > 1:
+            raise ConfigurationError(
+                "--shard divides the evaluation of one target; give one --target."
+            )
+        destination = shard.folder(destination)
     jobs = {
         destination
         if len(configs) == 1
         else destination / "targets" / file_stem(str(target)): EvaluationJob(
-            folder, attacker, attacks, trials, config, condition
+            folder, attacker, attacks, trials, config, condition, shard
         )
         for target, config in configs.items()
     }
-    phase = next(iter(jobs.values())).phase
-    with spending([job.plan for job in jobs.values()], destination, occasion=phase):
+    first = next(iter(jobs.values()))
+    share = None if shard is None else shard.share(first.planned)
+    plans = [job.plan for job in jobs.values()]
+    with spending(
+        plans, destination, occasion=first.phase, keep_ledger=shard is not None, share=share
+    ):
         found = _run_until_spent(jobs)
     if len(configs) > 1:
         RunFolder(destination).write_json(

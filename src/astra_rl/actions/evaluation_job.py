@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,17 @@ from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, need
 from astra_rl.config.experiment import build_environment, build_problem
 from astra_rl.config.loading import load_prompted_attacker
 from astra_rl.config.plan import Plan
-from astra_rl.config.resolve import resolve
+from astra_rl.config.resolve import EVALUATED_TOGETHER, resolve
 from astra_rl.config.schema import PromptedAttackerConfig, RunConfig
 from astra_rl.core.environment import Environment
+from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.base import content_digest
+from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.logging import logger
@@ -37,12 +42,16 @@ from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.methods.replay import TargetOnlyProblem
 from astra_rl.models.chat_template import template_time
+from astra_rl.moderators.identity import identity_of
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.call_notes import all_calls_failed
 from astra_rl.runs.folder import RunFolder, file_stem
-from astra_rl.runs.phases import PhaseResult, PhaseRun
-from astra_rl.runs.provenance import labels_of
+from astra_rl.runs.phases import Part, PhaseResult, PhaseRun, played_order
+from astra_rl.runs.provenance import labels_of, versions
 from astra_rl.runs.recorded import plan_attempts, recording
+from astra_rl.runs.shards import Key, Shard, claim, kept_attempts, models_of, order_of
 from astra_rl.runs.until import Until, batch_size, earlier_attempts
-from astra_rl.targets.ledger import current_ledger
+from astra_rl.targets.ledger import Ledger, current_ledger
 
 UNTRAINED = "untrained"
 """Name of the baseline that is the attacker before training."""
@@ -85,6 +94,7 @@ class EvaluationJob:
         trials: int,
         config: RunConfig,
         until: Until | None = None,
+        shard: Shard | None = None,
     ) -> None:
         _check_is_played(attacker, attacks)
         self.folder, self.attacker = folder, attacker
@@ -110,8 +120,13 @@ class EvaluationJob:
         if baseline is None and attacker is None and self.plan.attacker is None:
             self.attacker = _trained_attacker(folder)
         self.planned = len(self.openings) * trials if self.given is None else len(self.given)
-        self.trials, self.until = trials, until
-        if until is not None and max(Counter(key for _, key in self._seeds()).values()) > trials:
+        self.trials, self.until, self.shard = trials, until, shard
+        if until is not None and shard is not None:
+            raise ConfigurationError(
+                "--until and --shard given: whether a condition is decided depends on the "
+                "conversations of all shards. Leave out one of the two."
+            )
+        if until is not None and max(Counter(key for _, key in self.seeds()).values()) > trials:
             raise ConfigurationError(
                 "--until observes prompts one after the other, and the file has several attacks "
                 "for one prompt. Give one attack per prompt, or leave out --until."
@@ -134,27 +149,22 @@ class EvaluationJob:
         ledger.check()
         if not destination.manifest.is_file():  # results elsewhere are a run for other commands
             destination.write_text(destination.config, plan.record.yaml)
-        before = ledger.copied()
+        before = {} if self.shard else ledger.copied()  # the ledger of a shard is its own
         with template_time(self.folder.started):
             problem = self._problem()
             judge = plan.evaluation_judge.load()
-        seeds = self._seeds()
-        kept = self._earlier(destination, seeds)
-        with recording(destination, self.phase, self.planned) as log:
-            for attempt in kept:
-                log.append(attempt)
+        with self._recording(destination, problem, judge) as (log, kept):
             phase = PhaseRun(
-                labels_of(plan.record, self.phase, categories=plan.openings.categories),
+                self.labels(categories=plan.openings.categories),
                 problem,
                 judge,
                 log,
                 settings=plan.evaluation,
                 seed=plan.seed,
             )
-            result = self._play(phase, problem, [seed for seed, _ in seeds[len(kept) :]], kept)
+            result = self._play(phase, problem, kept)
             log.flush()
-            failed = log.attempts(outcome="success")
-            write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
+            write_failures_of(log, destination, self.phase)
         if self.given is None:
             warnings_of_attacks(plan, result)
         metrics = {**result.metrics, "spent": ledger.as_dict(since=before)}
@@ -165,6 +175,89 @@ class EvaluationJob:
         destination.write_json(path, metrics)
         return Evaluated(result.attempts, result.summary, metrics, plan.record.target, path)
 
+    @contextlib.contextmanager
+    def _recording(
+        self, destination: RunFolder, problem: Problem[str, str], judge: Moderator[Any, Any]
+    ) -> Iterator[tuple[AttemptLog, list[Attempt]]]:
+        """Yield the log of the phase, and the attempts of an earlier session that are kept in it.
+
+        Without a condition to decide, an evaluation is played anew; a shard continues.
+        """
+        if self.shard is not None:
+            self.follow([destination.path])
+            identity = self.identity(problem, judge)
+            claim(destination, self.phase, self.shard, identity)
+            keys = self.order()
+            own = [keys[at] for at in self.shard.places(self.planned)]
+            whole = 1 if self.is_shuffled else EVALUATED_TOGETHER
+            path = destination.attempts_of(self.phase)
+            kept = kept_attempts(path, own, self.labels(), whole=whole)
+            plan_attempts(destination, self.phase, len(own))
+            with AttemptLog(path, write=True) as log:
+                yield log, [] if all_calls_failed(kept) else kept
+            return
+        kept = self._earlier(destination)
+        with recording(destination, self.phase, self.planned) as log:
+            for attempt in kept:
+                log.append(attempt)
+            yield log, kept
+
+    def labels(self, categories: Mapping[str, str] | None = None) -> Labels:
+        """Return the labels of the attempts."""
+        record = self.plan.record
+        return labels_of(record, self.phase, attacker=self.name, categories=categories)
+
+    @cached_property
+    def is_shuffled(self) -> bool:
+        """Whether the budget could end the evaluation, so that all shards play in random order.
+
+        It is decided for the whole, by the whole budget, so that all shards decide the same.
+        """
+        return not Ledger(self.plan.budget).affords(needed(self.estimate()))
+
+    def follow(self, folders: Sequence[Path]) -> None:
+        """Keep the order of play of shards that were begun; their budget may change since."""
+        order = order_of(folders, self.phase)
+        if order is not None:
+            self.is_shuffled = order == "random"
+
+    def order(self) -> list[Key]:
+        """Return the prompt id and trial of every planned conversation, in the order of play."""
+        prompt_of = dict(self.seeds())
+        seeds: Sequence[int | str] = [seed for seed, _ in self.seeds()]
+        if self.is_shuffled:
+            seeds = played_order(seeds, len(seeds), self.plan.seed)
+        prompts = [prompt_of[seed] for seed in seeds]
+        return list(zip(prompts, repetitions(prompts), strict=True))
+
+    def known_identity(self) -> dict[str, Any]:
+        """Return what identifies the evaluation of a shard, without that of its models."""
+        labels = self.labels()
+        texts = [[each.context, each.attack] for each in self.given or ()]
+        examples = [[each.context, each.attack] for each in self.examples]
+        return {
+            "run": labels.run,
+            "seed": self.plan.seed,
+            "attacker": labels.attacker,
+            "target": labels.target,
+            "phase": self.phase,
+            "trials": self.trials,
+            "conversations": self.planned,
+            "prompts": content_digest([self.order(), texts, examples]),
+            "threshold": self.plan.evaluation.threshold,
+            "order": "random" if self.is_shuffled else "planned",
+            "batch": EVALUATED_TOGETHER,
+            "versions": {k: v for k, v in versions().items() if k != "python"},
+        }
+
+    def identity(self, problem: Problem[str, str], judge: Moderator[Any, Any]) -> dict[str, Any]:
+        """Return what identifies the evaluation of a shard; it must be the same in all shards."""
+        return {
+            **self.known_identity(),
+            "models": models_of(problem),
+            "judge": identity_of(judge).as_dict(),
+        }
+
     def _problem(self) -> Problem[str, str]:
         plan = self.plan
         if plan.attacker is not None:
@@ -173,7 +266,7 @@ class EvaluationJob:
             return TargetOnlyProblem(plan.target, plan.evaluation_judge.load())
         return build_problem(plan, attacker=self.attacker)
 
-    def _seeds(self) -> list[tuple[int | str, str]]:
+    def seeds(self) -> list[tuple[int | str, str]]:
         """Return what each conversation opens with, and its prompt id, in the order of play.
 
         With a condition to decide, prompts are in random order, with all their trials in a row.
@@ -188,14 +281,12 @@ class EvaluationJob:
         seed = self.plan.seed
         return sorted(found, key=lambda each: (derive_seed(seed, "until", each[1]), each[1]))
 
-    def _earlier(
-        self, destination: RunFolder, seeds: Sequence[tuple[int | str, str]]
-    ) -> list[Attempt]:
+    def _earlier(self, destination: RunFolder) -> list[Attempt]:
         """Return the attempts of an earlier session; none without a condition to decide."""
         if self.until is None:
             return []
-        labels = labels_of(self.plan.record, self.phase, attacker=self.name)
-        prompts = [prompt for _, prompt in seeds]
+        labels = self.labels()
+        prompts = [prompt for _, prompt in self.seeds()]
         return earlier_attempts(
             destination.attempts_of(self.phase),
             list(zip(prompts, repetitions(prompts), strict=True)),
@@ -205,30 +296,36 @@ class EvaluationJob:
             size=batch_size(self.trials),
         )
 
+    @property
+    def prompt_ids(self) -> dict[int | str, str]:
+        """Prompt id by number of a given attack; empty without given attacks."""
+        return {number: each.prompt_id for number, each in enumerate(self.given or ())}
+
     def _play(
-        self,
-        phase: PhaseRun,
-        problem: Problem[str, str],
-        seeds: Sequence[int | str],
-        kept: Sequence[Attempt],
+        self, phase: PhaseRun, problem: Problem[str, str], kept: Sequence[Attempt]
     ) -> PhaseResult:
+        seeds = [seed for seed, _ in self.seeds()]
+        part: Part | None = None
+        if self.shard is not None:
+            part = Part(self.shard.places(self.planned)[len(kept) :], self.is_shuffled)
+        else:
+            seeds = seeds[len(kept) :]
         environment: Environment[str, str]
-        prompt_ids: dict[int | str, str] = {}
         if self.given is None:
             environment = self._environment(problem)
         else:
             environment = GivenAttacks(problem, self.given, seed=self.plan.seed)
-            prompt_ids = {number: each.prompt_id for number, each in enumerate(self.given)}
         return phase.play(
             environment,
             seeds,
             self.planned,
             attacker=self.name,
-            prompt_ids=prompt_ids,
+            prompt_ids=self.prompt_ids,
             until=self.until,
             already=kept,
             batch=None if self.until is None else batch_size(self.trials),
             needs=needed(self.estimate()),
+            part=part,
         )
 
     def _environment(self, problem: Problem[str, str]) -> Environment[str, str]:
@@ -241,6 +338,12 @@ class EvaluationJob:
                 problem, self.openings, tree_depth=depth, examples=self.examples, shots=SHOTS
             )
         return usual
+
+
+def write_failures_of(log: AttemptLog, destination: RunFolder, phase: str) -> None:
+    """Write the successful attempts of an evaluation."""
+    path = destination.path / f"failures_{phase}.jsonl"
+    write_failures(log.attempts(outcome="success"), path)
 
 
 def _check_is_played(attacker: str | None, attacks: str | Path | None) -> None:

@@ -17,7 +17,7 @@ State = dict[str, Any]
 """State of a world: JSON values. A tool changes a copy, so a state that is kept is a snapshot."""
 Split = Literal["train", "validation", "test"]
 Calls = Sequence[tuple[str, Mapping[str, Any]]]
-"""Calls of tools: name and arguments."""
+"""Name and arguments of each call of a tool, in order."""
 
 SLOTS = ("user", "system", "tool_result", "tool_description")
 """Slots of every world. The last two can name a tool: ``tool_result:read_mail``."""

@@ -24,6 +24,7 @@ from astra_rl.cli.commands.init import init
 from astra_rl.cli.commands.label import label
 from astra_rl.cli.commands.league import league
 from astra_rl.cli.commands.list import list
+from astra_rl.cli.commands.merge import merge
 from astra_rl.cli.commands.probability import probability
 from astra_rl.cli.commands.push import push
 from astra_rl.cli.commands.regress import regress
@@ -59,7 +60,7 @@ from astra_rl.errors import (
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Run": (test, demo, train, resume, harden),
     "Prepare": (init, validate, list, info),
-    "Measure": (evaluate, score, replay, failures, probability, calibrate, label, forecast),
+    "Measure": (evaluate, merge, score, replay, failures, probability, calibrate, label, forecast),
     "Compare": (compare, transfer, seeds, regress, league),
     "Show and share": (report, view, watch, export, push),
 }

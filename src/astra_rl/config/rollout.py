@@ -76,7 +76,7 @@ class RolloutConfig(_Section):
     judge: Own = Field(
         "own",
         description="The judge runs where its moderator says: one on a server has complete: "
-        "{type: openai, options: {base_url: ...}}.",
+        "{type: openai, options: {base_url: ...}}, where a list of URLs is a pool of servers.",
     )
 
     @property

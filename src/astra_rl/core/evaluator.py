@@ -86,6 +86,8 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         seeds = self._openings(n_rollouts)
         # Counted over all batches: a batch does not know what was played in earlier ones.
         trials = repetitions(seeds)
+        places = self._places(len(seeds))
+        seeds, trials = [seeds[at] for at in places], [trials[at] for at in places]
         self.measured = []
         start = 0
         for size in _with_progress(self.batch_sizes(len(seeds)), len(seeds), progress):
@@ -113,6 +115,10 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
                 "episode, so more of them would count twice. Give more seeds, or None."
             )
         return [self.seeds[index % len(self.seeds)] for index in range(count)]
+
+    def _places(self, count: int) -> Sequence[int]:
+        """Return which of the planned episodes are played, by their place in the plan."""
+        return range(count)
 
     def batch_sizes(self, count: int) -> Iterator[int]:
         """Yield the number of episodes of each batch; the next is asked for when one was played.

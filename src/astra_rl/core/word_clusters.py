@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 
-from astra_rl.core.word_sets import jaccard, word_set
+from astra_rl.core.word_sets import word_set
 from astra_rl.errors import ConfigurationError
 
 _NO_WORDS = -1
@@ -62,11 +62,18 @@ class GreedyClusters:
             cluster for word in self._rarest(words) for cluster in self._with.get(word, ())
         }
         similar = (
-            cluster
-            for cluster in candidates
-            if jaccard(words, frozenset(self._first[cluster])) >= self.similarity
+            cluster for cluster in candidates if self._is_similar(words, self._first[cluster])
         )
         return min(similar, default=None)
+
+    def _is_similar(self, words: frozenset[int], first: array[int]) -> bool:
+        """Whether the `jaccard` similarity of two sets suffices, without building another set."""
+        few, many = sorted((len(words), len(first)))
+        if few < self.similarity * many - 1e-9:  # even if all the words of one are in the other
+            return False
+        shared = len(words.intersection(first))
+        union = few + many - shared
+        return (shared / union if union else 1.0) >= self.similarity
 
 
 def _prefix_words(words: frozenset[int], similarity: float) -> list[int]:

@@ -25,7 +25,16 @@ def jsonable(value: Any) -> Any:
 
     Lone surrogates, which UTF-8 cannot encode, become U+FFFD.
     """
-    if isinstance(value, Mapping):
+    kind = type(value)  # most values; what follows is slower, and for all others
+    if kind is str:
+        return well_formed(value)
+    if value is None or kind is int or kind is bool:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind is list:
+        return [jsonable(item) for item in value]
+    if kind is dict or isinstance(value, Mapping):
         return {well_formed(str(key)): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]

@@ -83,6 +83,8 @@ _IS_REDACTED = re.compile(rf"^{re.escape(REDACTED)}$|(?://|=){re.escape(REDACTED
 
 _registered: frozenset[str] = frozenset()
 _forms: tuple[str, ...] = ()
+_without_secrets: dict[str, str] = {}
+"""Environment variables that were seen to hold none; they are looked through for every record."""
 
 
 def keep_secret(value: str) -> None:
@@ -112,10 +114,14 @@ def _password_of_basic(value: str) -> str:
 def learn_from_environment() -> None:
     """Register the values of environment variables by name, and passwords in URLs."""
     for name, value in os.environ.items():
+        if _without_secrets.get(name) == value:
+            continue
         if _SECRET_VARIABLE.search(name.upper()) and not _PLACE_VARIABLE.search(name.upper()):
             keep_secret(value)
         elif "@" in value:
             _learn_from_text(value)
+        else:
+            _without_secrets[name] = value
 
 
 def learn_from(settings: Any) -> None:

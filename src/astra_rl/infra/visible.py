@@ -27,6 +27,8 @@ def visible_text(text: str) -> str:
     C0 controls become control pictures, such as U+2400 for NUL; others become escapes such as
     ``\u{202e}``. Newlines and tabs are kept.
     """
+    if text.isascii() and text.isprintable():
+        return text
     return _HIDDEN.sub(lambda match: _symbol(match.group()), text)
 
 

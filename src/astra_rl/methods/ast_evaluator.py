@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.evaluator import AroundBatch, Evaluator, GraphMetrics, call
 from astra_rl.core.moderator import Moderator, is_not_sent
+from astra_rl.core.seeding import repetitions
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.conversations import (
@@ -69,6 +70,8 @@ class ASTEvaluator(Evaluator[str, str]):
         around_batch: See `Evaluator`.
         already: Attempts of an earlier session. They are counted first, and not played or recorded
             again.
+        places: Which of the planned conversations are played, by their place in the plan, if these
+            are a part of an evaluation; trials are numbered as in the whole. None plays all.
         embed: Embeds successful attacks, to count their kinds by meaning, see `diversity`.
         sequential: Whether `around_batch` ends the evaluation when its result is clear; the planned
             number is then that of the attempts made. See `Rate`.
@@ -94,6 +97,7 @@ class ASTEvaluator(Evaluator[str, str]):
         already: Sequence[Attempt] = (),
         sequential: bool = False,
         embed: Embedder | None = None,
+        places: Sequence[int] | None = None,
     ) -> None:
         super().__init__(environment, seeds, batch_size=batch_size, around_batch=around_batch)
         if not 0 < threshold <= 1:
@@ -109,6 +113,8 @@ class ASTEvaluator(Evaluator[str, str]):
         self.refusals = refusals
         self.prompt_ids = dict(prompt_ids or {})
         self.already, self.sequential, self.embed = already, sequential, embed
+        self.places = places
+        self._numbers: dict[tuple[int | str, int], int] = {}
         self._planned: int | None = None
         self._trials: Counter[str] = Counter()
         self._attempts: dict[tuple[str, int], Attempt] = {}
@@ -117,7 +123,7 @@ class ASTEvaluator(Evaluator[str, str]):
     @property
     def planned(self) -> int:
         """Number of conversations that `evaluate` plays without `n_rollouts`."""
-        return len(self._openings(None))
+        return self._count(None)
 
     @property
     def judge_name(self) -> str:
@@ -133,7 +139,7 @@ class ASTEvaluator(Evaluator[str, str]):
         """
         metrics = self.evaluate(n_rollouts, progress)
         attempts = list(self._attempts.values())
-        planned = None if self.sequential else len(self._openings(n_rollouts)) + len(self.already)
+        planned = None if self.sequential else self._count(n_rollouts) + len(self.already)
         summary = _summarise(attempts, planned, sequential=self.sequential)
         return EvaluationResult(attempts, summary, metrics)
 
@@ -141,7 +147,8 @@ class ASTEvaluator(Evaluator[str, str]):
         """Play conversations and aggregate their metrics; see `Evaluator.evaluate`."""
         self._trials = Counter(attempt.prompt_id for attempt in self.already)
         self._attempts = {(each.prompt_id, each.trial): each for each in self.already}
-        self._planned = len(self._openings(n_rollouts)) + len(self.already)
+        self._numbers = {} if self.places is None else self._numbered(n_rollouts)
+        self._planned = self._count(n_rollouts) + len(self.already)
         try:
             return super().evaluate(n_rollouts, progress)
         finally:
@@ -153,10 +160,34 @@ class ASTEvaluator(Evaluator[str, str]):
             self.prompt_ids.get(seed) or _prompt_id(graph)
             for seed, graph in zip(seeds, graphs, strict=True)
         ]
-        return self.measure(graphs, prompt_ids)
+        if not self._numbers:
+            return self.measure(graphs, prompt_ids)
+        numbers = [self._numbers[key] for key in zip(seeds, trials, strict=True)]
+        return self.measure(graphs, prompt_ids, numbers)
+
+    def _places(self, count: int) -> Sequence[int]:
+        return range(count) if self.places is None else self.places
+
+    def _count(self, n_rollouts: int | None) -> int:
+        return len(self._places(len(self._openings(n_rollouts))))
+
+    def _numbered(self, n_rollouts: int | None) -> dict[tuple[int | str, int], int]:
+        """Return the trial in the record of each planned conversation, by seed and its trial."""
+        from astra_rl.evaluation.records.turn import Opening
+
+        seeds = self._openings(n_rollouts)
+        prompts = [
+            self.prompt_ids.get(seed) or (Opening.of(seed).id if isinstance(seed, str) else seed)
+            for seed in seeds
+        ]
+        keys = zip(seeds, repetitions(seeds), strict=True)
+        return dict(zip(keys, repetitions(prompts), strict=True))
 
     def measure(
-        self, graphs: Sequence[Graph[str, str]], prompt_ids: Sequence[str] | None = None
+        self,
+        graphs: Sequence[Graph[str, str]],
+        prompt_ids: Sequence[str] | None = None,
+        trials: Sequence[int] | None = None,
     ) -> list[GraphMetrics]:
         """Judge several episodes in one call, record them and compute their metrics.
 
@@ -165,8 +196,9 @@ class ASTEvaluator(Evaluator[str, str]):
         Args:
             graphs: The episodes.
             prompt_ids: Prompt id of each; None identifies it by its opening context.
+            trials: Trial of each; None counts them.
         """
-        attempts = self.attempts(graphs, prompt_ids)
+        attempts = self.attempts(graphs, prompt_ids, trials)
         if current_ledger().is_closed:
             complete = [
                 (graph, attempt)
@@ -186,7 +218,10 @@ class ASTEvaluator(Evaluator[str, str]):
         return metrics
 
     def attempts(
-        self, graphs: Sequence[Graph[str, str]], prompt_ids: Sequence[str] | None = None
+        self,
+        graphs: Sequence[Graph[str, str]],
+        prompt_ids: Sequence[str] | None = None,
+        trials: Sequence[int] | None = None,
     ) -> list[Attempt]:
         """Judge the first conversation of each episode and return the records.
 
@@ -208,8 +243,11 @@ class ASTEvaluator(Evaluator[str, str]):
         )
         openings = [Opening.of(graph.context) for graph in graphs]
         prompts = [opening.id for opening in openings] if prompt_ids is None else prompt_ids
+        numbers = self._next_trials(prompts) if trials is None else trials
         attempts, start = [], 0
-        for conversation, opening, prompt in zip(conversations, openings, prompts, strict=True):
+        for conversation, opening, prompt, trial in zip(
+            conversations, openings, prompts, numbers, strict=True
+        ):
             rows = slice(start, start + len(conversation))
             start += len(conversation)
             attempts.append(
@@ -223,11 +261,17 @@ class ASTEvaluator(Evaluator[str, str]):
                     logprobs=logprobs[rows],
                     refusals=None if refusals is None else refusals[rows],
                     prompt_id=prompt,
-                    trial=self._trials[prompt],
+                    trial=trial,
                 )
             )
-            self._trials[prompt] += 1
         return attempts
+
+    def _next_trials(self, prompts: Sequence[str]) -> list[int]:
+        trials = []
+        for prompt in prompts:
+            trials.append(self._trials[prompt])
+            self._trials[prompt] += 1
+        return trials
 
     def compute_metrics(self, graph: Graph[str, str]) -> GraphMetrics:
         """Return the metrics of one episode; of a tree only the first conversation counts.
@@ -261,20 +305,50 @@ class ASTEvaluator(Evaluator[str, str]):
         """
         if self._planned is not None:
             metrics = [*(jsonable(conversation_metrics(each)) for each in self.already), *metrics]
-        attempts = [self._attempts[each["prompt_id"], each["trial"]] for each in metrics]
-        planned = None if self.sequential else self._planned
-        summary = _summarise(attempts, planned, sequential=self.sequential)
-        return {
-            "score": summary.asr.estimate,
-            "n": len(metrics),
-            "threshold": self.threshold,
-            "judge": self.judge_name,
-            "judge_identity": identity_of(self.judge).as_dict(),
-            **summary.as_dict(),
-            **turn_statistics(metrics),
-            **attack_statistics(metrics, self.embed),
-            "conversations": list(metrics),
-        }
+        return aggregated(
+            [self._attempts[each["prompt_id"], each["trial"]] for each in metrics],
+            metrics,
+            judge=identity_of(self.judge).as_dict(),
+            threshold=self.threshold,
+            planned=None if self.sequential else self._planned,
+            sequential=self.sequential,
+            embed=self.embed,
+        )
+
+
+def aggregated(
+    attempts: Sequence[Attempt],
+    conversations: Sequence[GraphMetrics],
+    *,
+    judge: Mapping[str, str | None],
+    threshold: float,
+    planned: int | None = None,
+    sequential: bool = False,
+    embed: Embedder | None = None,
+) -> dict[str, Any]:
+    """Aggregate judged conversations; see `ASTEvaluator.aggregate_metrics`.
+
+    Args:
+        attempts: The conversations.
+        conversations: The metrics of each.
+        judge: Identity of the judge, see `Identity.as_dict`.
+        threshold: Score from which a turn counts as a failure of the target.
+        planned: Number of planned conversations; None is that of the attempts.
+        sequential: See `ASTEvaluator`.
+        embed: See `ASTEvaluator`.
+    """
+    summary = _summarise(attempts, planned, sequential=sequential)
+    return {
+        "score": summary.asr.estimate,
+        "n": len(conversations),
+        "threshold": threshold,
+        "judge": judge["name"],
+        "judge_identity": dict(judge),
+        **summary.as_dict(),
+        **turn_statistics(conversations),
+        **attack_statistics(conversations, embed),
+        "conversations": list(conversations),
+    }
 
 
 def _summarise(

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, NamedTuple, Self
 
 from astra_rl.core.seeding import derive_seed
 from astra_rl.errors import AstraError, ConfigurationError
@@ -41,6 +41,7 @@ from astra_rl.runs.attempt_index import (
     warn_of_damage,
 )
 from astra_rl.runs.index_seal import COLUMNS
+from astra_rl.runs.verified_logs import Status, current_status, remember_written
 
 __all__ = ["AttemptLog", "Health", "LogInUseError", "replacing_log"]
 
@@ -57,6 +58,13 @@ _ORDERS = {
     "prompt": "prompt_id, trial, sequence",
 }
 Order = Literal["sequence", "score", "logprob", "prompt"]
+
+
+class NumberedRow(NamedTuple):
+    """An attempt without its texts, and its number in the order written."""
+
+    number: int
+    row: AttemptRow
 
 
 class AttemptLog:
@@ -87,6 +95,7 @@ class AttemptLog:
         self.path = Path(path)
         self.flush_every = flush_every
         self._waiting: list[tuple[Attempt, int, bytes]] = []
+        self._is_remembered = True
         self._resources = contextlib.ExitStack()
         self._file: IO[bytes] | None = None
         try:
@@ -175,13 +184,37 @@ class AttemptLog:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Flush, and release the lock."""
+        """Flush, and release the lock.
+
+        The writer of a large log waits for at most two seconds, so that its next reader need not
+        verify the index, see `astra_rl.runs.verified_logs`.
+        """
+        written: Status | None = None
         try:
             if self._file is not None and not self._file.closed:
                 self.flush()
+                written = self._close_index()
         finally:
             with storing(self.path):
                 self._resources.close()
+        if self._is_remembered:
+            remember_written(self.path, index_path(self.path), written)
+
+    def _close_index(self) -> Status | None:
+        """Close the index of a writer; return the status of the files if it has the whole log."""
+        assert self._file is not None
+        if self._waiting or self.health.torn:
+            return None
+        with contextlib.suppress(OSError, sqlite3.DatabaseError):
+            # An open reader keeps the write-ahead log; empty, it changes nothing in the index.
+            self._index.execute("PRAGMA busy_timeout = 0")
+            self._index.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._indexing.close()
+            ours, theirs = os.fstat(self._file.fileno()), self.path.stat()
+            same = (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+            if same and theirs.st_size == self._file.tell():
+                return current_status(self.path, index_path(self.path))
+        return None
 
     def __enter__(self) -> Self:
         return self
@@ -242,6 +275,16 @@ class AttemptLog:
         for batch in self._select(COLUMNS, order, limit, offset, equal):
             with reading_index(self.path):
                 rows = [_row(values) for values in batch]
+            yield from rows
+
+    def numbered(self, *, order: Order = "sequence", **equal: str) -> Iterator[NumberedRow]:
+        """Yield the attempts without their texts, each with its number in the order written.
+
+        See `rows` for the arguments.
+        """
+        for batch in self._select(f"sequence, {COLUMNS}", order, None, 0, equal):
+            with reading_index(self.path):
+                rows = [NumberedRow(number, _row(tuple(values))) for number, *values in batch]
             yield from rows
 
     def attempts(
@@ -332,10 +375,13 @@ def replacing_log(path: Path) -> Iterator[AttemptLog]:
         beside.unlink(missing_ok=True)  # of a process that was killed
         try:
             with AttemptLog(beside, write=True) as log:
+                log._is_remembered = False  # under its later name
                 yield log
             remove_index(path)
             beside.replace(path)
             index_path(beside).replace(index_path(path))
+            status = current_status(path, index_path(path))
         finally:
             for left in path.parent.glob(f"{beside.name}*"):
                 left.unlink(missing_ok=True)
+    remember_written(path, index_path(path), status)

@@ -7,11 +7,12 @@ that earlier versions did not write are not required. `astra_rl.runs.folder.read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from astra_rl.evaluation.records.base import MAX_COUNT, Count
+from astra_rl.targets.accounts import LedgerFile
 
 Amount = Annotated[float, Field(ge=0, le=MAX_COUNT)]
 """A number from 0 to `MAX_COUNT`."""
@@ -42,24 +43,6 @@ class Resumed(FileOfARun):
     at_step: Count
 
 
-class Spending(FileOfARun):
-    """Spending on endpoints, see `astra_rl.targets.ledger.Account`."""
-
-    requests: Count = 0
-    failed_tries: Count = 0
-    cached: Count = 0
-    input_tokens: Count = 0
-    output_tokens: Count = 0
-    cost: Amount = 0.0
-    estimated_tokens: Count = 0
-
-
-class LedgerFile(FileOfARun):
-    """``ledger.json`` and ``ledger_*.json``; the accounts have a reader of their own."""
-
-    total: Spending = Spending()
-
-
 class Manifest(FileOfARun):
     """``manifest.json``; fields that are null are not written."""
 
@@ -74,7 +57,7 @@ class Manifest(FileOfARun):
     continued: list[Resumed] = []
     warnings: list[str] = []
     notes: list[str] = []
-    spent: LedgerFile = LedgerFile()
+    spent: LedgerFile | None = None
 
 
 class Counts(FileOfARun):
@@ -133,6 +116,38 @@ class PlayedEvaluation(EvaluationFile):
     mean_attack_nll: Real | None
     effective_attacks: Kinds
     distinct_attacks: Count
+
+
+class PlayedShard(FileOfARun):
+    """``evaluation_*.json`` of a shard, as far as it is merged; the rest is computed again."""
+
+    n: Count
+    judge_quality: Quality | None
+
+
+class JudgeIdentity(FileOfARun):
+    """Identity of a judge, see `Identity.as_dict`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str
+    weights: str | None
+    settings: str
+
+
+class ShardedEvaluation(FileOfARun):
+    """What identifies the evaluation that a shard belongs to."""
+
+    judge: JudgeIdentity
+    order: Literal["planned", "random"]
+
+
+class ShardFile(FileOfARun):
+    """``shard_*.json``, see `astra_rl.runs.shards.claim`."""
+
+    number: Annotated[Count, Field(ge=1)]
+    count: Annotated[Count, Field(ge=1)]
+    evaluation: ShardedEvaluation
 
 
 class TransferCell(FileOfARun):

@@ -36,8 +36,13 @@ def seal(start: int, values: tuple[Any, ...], line: bytes) -> bytes:
         values: See `values_of`.
         line: The line of the log, with its newline.
     """
-    digest = hashlib.blake2b(repr((start, values)).encode(), key=user_key(), digest_size=16)
-    digest.update(line)
+    return _sealed(hashlib.blake2b(key=user_key(), digest_size=16), start, values, line)
+
+
+def _sealed(begun: hashlib.blake2b, start: int, values: tuple[Any, ...], line: bytes) -> bytes:
+    """Return the seal of a row, from an empty digest with the key of the user."""
+    digest = begun.copy()
+    digest.update(repr((start, values)).encode() + line)
     return digest.digest()
 
 
@@ -57,17 +62,23 @@ def is_derived_from(log: Path, index: sqlite3.Connection, schema: list[tuple[Any
     [(indexed, unreadable)] = index.execute("SELECT indexed, unreadable FROM state").fetchall()
     if type(indexed) is not int or not 0 <= indexed <= log.stat().st_size:
         return False
-    rows = index.execute(f"SELECT start, size, seal, {COLUMNS} FROM attempts ORDER BY start")
-    found = 0
-    with open(log, "rb") as file:
+    # A later line has a later number, so the rows come in the order of the lines without sorting.
+    rows = index.execute(f"SELECT start, size, seal, {COLUMNS} FROM attempts ORDER BY sequence")
+    found, at = 0, 0
+    begun = hashlib.blake2b(key=user_key(), digest_size=16)
+    with open(log, "rb", buffering=1 << 20) as file:
         for start, size, sealed, *values in rows:
             if not 0 <= start < start + size <= indexed:
                 return False
-            lines = _unreadable_until(file, start, index)
+            if start != at:  # lines without a row
+                lines = _unreadable_until(file, start, index)
+                if lines is None:
+                    return False
+                found += lines
             line = file.read(size)
-            if lines is None or sealed != seal(start, tuple(values), line):
+            at = start + size
+            if sealed != _sealed(begun, start, tuple(values), line):
                 return False
-            found += lines
         rest = _unreadable_until(file, indexed, index)
     return rest is not None and found + rest == unreadable
 

@@ -6,18 +6,20 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_rl.config.experiment import ordinary_use
 from astra_rl.config.resolve import EVALUATED_TOGETHER
 from astra_rl.config.schema import EvaluationConfig
 from astra_rl.core.environment import Environment
+from astra_rl.core.evaluator import GraphMetrics
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import BudgetSpentError
-from astra_rl.evaluation.judges.quality import judge_quality
+from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality
 from astra_rl.evaluation.measures.embeddings import KindEmbedder
+from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.from_graphs import Labels, LogProbs
 from astra_rl.evaluation.records.turn import Opening
@@ -65,6 +67,18 @@ class PhaseResult(EvaluationResult):
     """
 
     spent: BudgetSpentError | None = None
+
+
+class Part(NamedTuple):
+    """A part of an evaluation that is played on its own.
+
+    Attributes:
+        places: The conversations that are played, by their place in the order of play of the whole.
+        is_shuffled: Whether the order of play of the whole is random, see `played_order`.
+    """
+
+    places: Sequence[int]
+    is_shuffled: bool
 
 
 class PhaseRun:
@@ -115,6 +129,7 @@ class PhaseRun:
         already: Sequence[Attempt] = (),
         batch: int | None = None,
         needs: Mapping[str, float] | None = None,
+        part: Part | None = None,
     ) -> PhaseResult:
         """Play the conversations, append them to the log and summarise them.
 
@@ -130,6 +145,7 @@ class PhaseRun:
             needs: What the calls need at most, by limit of the budget, see `needed`; None is
                 unknown. If the budget could end the phase, conversations are played in random
                 order, and in batches that shrink.
+            part: Which of the planned conversations are played; None plays all.
 
         Raises:
             BudgetSpentError: No conversation could be completed, or `allow_partial` is False.
@@ -147,6 +163,7 @@ class PhaseRun:
         # A condition to decide has an order of its own, and batches of whole prompts.
         # What a budget cannot end is played as without one, so that it is equal to the last bit.
         can_end = not (until or current_ledger().affords(needs)) and self.allow_partial
+        can_end = can_end if part is None else part.is_shuffled
         kind = _BudgetedEvaluator if can_end else ASTEvaluator
         evaluator = kind(
             environment,
@@ -162,40 +179,41 @@ class PhaseRun:
             already=already,
             sequential=until is not None,
             embed=self.embed,
+            places=None if part is None else part.places,
         )
-        found = evaluator.run(planned - len(already))
+        found = evaluator.run(planned - len(already) if part is None else planned)
         if within.spent is not None and not found.attempts:
             raise within.spent
         if can_end:
-            _list_as_without_a_budget(found, seeds, prompt_ids or {})
+            list_as_without_a_budget(found.metrics["conversations"], seeds, prompt_ids or {})
+        quality = judge_quality(self.judge, self.settings.calibrations, self.settings.threshold)
         metrics = {
             **found.metrics,
-            **self._judge_quality(found),
+            **rate_corrected(quality, found.summary),
             "until": until and until.condition.expression,
             "decided": until and until.verdict(rows),
         }
         return PhaseResult(found.attempts, found.summary, metrics, within.spent)
 
-    def _judge_quality(self, found: EvaluationResult) -> dict[str, Any]:
-        """Return the measured errors of the judge, and the success rate that they imply."""
-        settings = self.settings
-        quality = judge_quality(self.judge, settings.calibrations, settings.threshold)
-        return {
-            "judge_quality": quality and quality.as_dict(),
-            "asr_corrected": quality and quality.correct(found.summary).as_dict(),
-        }
+
+def rate_corrected(quality: JudgeQuality | None, summary: Summary) -> dict[str, Any]:
+    """Return the measured errors of a judge and the success rate that they imply, as metrics."""
+    return {
+        "judge_quality": quality and quality.as_dict(),
+        "asr_corrected": quality and quality.correct(summary).as_dict(),
+    }
 
 
-def _list_as_without_a_budget(
-    found: EvaluationResult, seeds: Sequence[int | str], prompt_ids: Mapping[int | str, str]
+def list_as_without_a_budget(
+    conversations: list[GraphMetrics],
+    seeds: Sequence[int | str],
+    prompt_ids: Mapping[int | str, str],
 ) -> None:
-    """Sort the conversations in the metrics of an evaluation by trial, then in the order given."""
+    """Sort the metrics of conversations by trial, then in the order of the seeds."""
     texts = (each for each in seeds if isinstance(each, str))
     ids = prompt_ids or {each: Opening.of(each).id for each in texts}
     place = {ids[each]: at for at, each in enumerate(seeds) if each in ids}
-    found.metrics["conversations"].sort(
-        key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place)))
-    )
+    conversations.sort(key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place))))
 
 
 def played_order(seeds: Sequence[int | str], planned: int, seed: int) -> Sequence[int | str]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.file_types import LedgerFile
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.resume import is_complete, is_row_of_metrics
-from astra_rl.targets.accounts import describe_spent
+from astra_rl.targets.accounts import LedgerFile, describe_spent
 
 CURVES = {
     "reward": "reward",

@@ -19,7 +19,7 @@ from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_index import lock
-from astra_rl.runs.attempt_log import AttemptLog, replacing_log
+from astra_rl.runs.attempt_log import AttemptLog, NumberedRow, replacing_log
 from astra_rl.runs.file_types import EvaluationFile
 from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 
@@ -73,6 +73,14 @@ class Recorded:
     def rows(self, **options: Any) -> Iterator[AttemptRow]:
         """Yield the attempts without their texts; see `AttemptLog.rows`."""
         return self._log.rows(**self._where, **options)
+
+    def numbered(self, **options: Any) -> Iterator[NumberedRow]:
+        """Yield the attempts without their texts, numbered; see `AttemptLog.numbered`."""
+        return self._log.numbered(**self._where, **options)
+
+    def get(self, key: str) -> Attempt:
+        """Read the attempt with this id; see `AttemptLog.get`."""
+        return self._log.get(key)
 
     def attempts(self, **options: Any) -> Iterator[Attempt]:
         """Yield the attempts; see `AttemptLog.attempts`."""

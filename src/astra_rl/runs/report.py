@@ -46,13 +46,13 @@ from astra_rl.runs.evaluations import (
 from astra_rl.runs.file_types import (
     AnswersFile,
     ComparisonFile,
-    LedgerFile,
     RareFile,
     TransferCell,
     WatchRow,
 )
 from astra_rl.runs.folder import RunFolder, checked_manifest, is_of_type, read_own
 from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
+from astra_rl.targets.accounts import LedgerFile
 
 LARGEST_METRIC = 1e100
 """Largest absolute value of a metric on the page; sums and differences of larger ones overflow."""
@@ -252,17 +252,9 @@ def _spent(folder: RunFolder, manifest: Mapping[str, Any]) -> Iterator[Spent]:
     for path in sorted(folder.path.glob("ledger_*.json")):
         ledgers[path.stem.removeprefix("ledger_")] = read_own(path, LedgerFile)
     for occasion, ledger in ledgers.items():
-        total = ledger.get("total", {})
-        if total.get("requests") or total.get("cached"):
-            yield Spent(
-                occasion,
-                requests=int(total.get("requests", 0)),
-                failed=int(total.get("failed_tries", 0)),
-                cached=int(total.get("cached", 0)),
-                input_tokens=int(total.get("input_tokens", 0)),
-                output_tokens=int(total.get("output_tokens", 0)),
-                cost=total.get("cost", 0.0),
-            )
+        total = LedgerFile.of(ledger).total
+        if total.requests or total.cached:
+            yield Spent(occasion, total)
 
 
 def _reproduction(

@@ -30,9 +30,9 @@ from astra_rl.errors import (
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
-from astra_rl.runs.file_types import LedgerFile
 from astra_rl.runs.folder import RunFolder, new_run_folder, read_own
 from astra_rl.runs.provenance import versions
+from astra_rl.targets.accounts import LedgerFile
 
 _MAY_CHANGE = ("budget", "cache", "harden", "log_completions", "report_to")
 """Sections of the configuration that do not affect results."""

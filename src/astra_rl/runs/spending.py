@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ def spending(
     *,
     occasion: str = "",
     keep_ledger: bool = False,
+    share: Fraction | None = None,
 ) -> Iterator[Ledger]:
     """Charge all calls inside the block to one ledger, and cache replies.
 
@@ -35,9 +37,11 @@ def spending(
         folder: Folder of the run, or of the results of a command; None writes no files.
         occasion: Name of the command, part of the file names; empty for the run itself.
         keep_ledger: Continue the ledger of earlier sessions.
+        share: Part of the budget that applies, see `Budget.part`; None is all of it.
     """
+    budget = Budget.least(plan.budget for plan in plans)
     with spending_on(
-        Budget.least(plan.budget for plan in plans),
+        budget if share is None else budget.part(share),
         folder,
         uses_endpoints=any(plan.endpoints for plan in plans),
         cache=plans[0].cache,

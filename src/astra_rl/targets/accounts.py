@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
+from astra_rl.infra.ranges import Range
 from astra_rl.targets.budget import TokenBound
+
+if TYPE_CHECKING:  # `import astra_rl` does without pydantic
+    from pydantic import TypeAdapter
+
+MOST = 2**53
+"""Largest amount in a ledger; floats are exact up to it."""
+
+
+class _Unconverted(Range):
+    """A range of numbers of JSON: text is no number, and a boolean is no count."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        return {**super().__get_pydantic_core_schema__(source, handler), "strict": True}
+
+
+Whole = Annotated[int, _Unconverted(ge=0, le=MOST)]
+"""A count of requests or tokens."""
+Amount = Annotated[float, _Unconverted(ge=0, le=MOST)]
+"""A cost, or a number of seconds."""
 
 
 class Reserved(NamedTuple):
@@ -45,13 +65,15 @@ class Account:
         estimated_tokens: Tokens, of all, that are estimated because they were not reported.
     """
 
-    requests: int = 0
-    failed_tries: int = 0
-    cached: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float = 0.0
-    estimated_tokens: int = 0
+    requests: Whole = 0
+    failed_tries: Whole = 0
+    cached: Whole = 0
+    input_tokens: Whole = 0
+    output_tokens: Whole = 0
+    cost: Amount = 0.0
+    estimated_tokens: Whole = 0
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def after(self, earlier: Account) -> Account:
         """Return the spending since an earlier state of the same account."""
@@ -67,25 +89,42 @@ def sum_of(accounts: Iterable[Account]) -> Account:
     return Account(**totals)
 
 
-def read_account(kept: Mapping[str, Any]) -> Account:
-    """Return an account from the JSON values of its fields.
+@dataclass(frozen=True)
+class LedgerFile:
+    """``ledger.json`` and ``ledger_*.json``, see `Ledger.as_dict`.
 
-    Raises:
-        TypeError: It has other fields.
-        ValueError: A value is no valid amount.
+    A field that the file lacks is None, but for the total.
+
+    Attributes:
+        accounts: Spending by name of the endpoint.
+        total: Their sum.
+        seconds: Running time of all sessions.
+        ended_by: What ended earlier sessions, in words.
     """
-    return Account(**{name: read_amount(value) for name, value in kept.items()})
+
+    accounts: dict[str, Account] | None = None
+    total: Account = field(default_factory=Account)
+    seconds: Amount | None = None
+    ended_by: list[str] | None = None
+
+    # Further fields are those of later versions.
+    __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
+
+    @classmethod
+    def of(cls, values: Any) -> LedgerFile:
+        """Read the JSON values of a file.
+
+        Raises:
+            ValueError: A value is no valid amount.
+        """
+        return _reader().validate_python(values)
 
 
-def read_amount(value: Any) -> Any:
-    """Return a valid amount; others, such as NaN, would disable the budget.
+@functools.cache
+def _reader() -> TypeAdapter[LedgerFile]:
+    from pydantic import TypeAdapter
 
-    Raises:
-        ValueError: It is no number, or not in [0, inf).
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{value!r} is not a valid amount")
-    return value
+    return TypeAdapter(LedgerFile)
 
 
 def describe_spent(spent: Mapping[str, Any]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
-from astra_rl.errors import ContractError
+from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.infra.ranges import Count, NotNegative, Positive, check_fields
 
 ASSUMED_OUTPUT = 256
@@ -48,6 +49,28 @@ class Budget:
                 if value is not None:
                     limits[name] = min(value, limits.get(name, value))
         return cls(**limits)  # type: ignore[arg-type]
+
+    def part(self, share: Fraction) -> Budget:
+        """Return the limits of a part of the work that is done at the same time as the rest.
+
+        The limits of all parts add up to at most this budget; each has the whole of the minutes.
+
+        Args:
+            share: Part of the work, in (0, 1].
+
+        Raises:
+            ConfigurationError: The part of a limit is less than one request or token.
+        """
+        whole = {"max_requests": self.max_requests, "max_tokens": self.max_tokens}
+        parts = {k: math.floor(v * share) for k, v in whole.items() if v is not None}
+        for name, least in parts.items():
+            if least < 1:
+                raise ConfigurationError(
+                    f"budget.{name}={whole[name]} is too small to divide: the part of this shard "
+                    f"is {share}. Raise it, or use fewer shards."
+                )
+        cost = self.max_cost and float(Fraction(self.max_cost) * share)
+        return replace(self, **parts, max_cost=cost)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.infra.jsonio import atomic_file, indented, parse_own_json, write_json
-from astra_rl.targets.accounts import Account, Reserved, read_account, read_amount, sum_of
+from astra_rl.targets.accounts import Account, LedgerFile, Reserved, sum_of
 from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices, TokenBound, Usage
 
 SAVE_EVERY = 0.02
@@ -75,18 +75,16 @@ class Ledger:
         ledger = cls(budget, path=path, outer=outer)
         if path.is_file():
             try:
-                kept = parse_own_json(path.read_text(encoding="utf-8"))
-                accounts = {name: read_account(each) for name, each in kept["accounts"].items()}
-                seconds, ended = (
-                    read_amount(kept["seconds"]),
-                    [str(each) for each in kept["ended_by"]],
-                )
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                kept = LedgerFile.of(parse_own_json(path.read_text(encoding="utf-8")))
+                if kept.accounts is None or kept.seconds is None or kept.ended_by is None:
+                    raise ValueError("a field is missing")  # without accounts there is no budget
+            except (OSError, ValueError) as error:
                 raise ConfigurationError(
                     f"{path} is not a valid ledger ({type(error).__name__}). Restore it, or remove "
                     "it to count from zero."
                 ) from error
-            ledger.accounts, ledger.earlier_seconds, ledger.ended_by = accounts, seconds, ended
+            ledger.accounts, ledger.earlier_seconds = kept.accounts, kept.seconds
+            ledger.ended_by = kept.ended_by
         return ledger
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal
 
 from astra_rl.core.contracts import check_number
@@ -20,6 +21,7 @@ from astra_rl.targets.http_client import json_of
 from astra_rl.targets.openai_client import OPENAI_URL, OfficialClient, Reply
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
 from astra_rl.targets.replies import charged, read_reply, reported_tokens
+from astra_rl.targets.servers import Servers
 
 _PATHS = {"chat": ("choices", 0, "message", "content"), "completions": ("choices", 0, "text")}
 _COUNTS = ("max_tokens", "max_completion_tokens", "n")
@@ -37,7 +39,9 @@ class OpenAITarget(RemoteTarget):
     Args:
         model: Name of the model at the endpoint.
         base_url: URL of the endpoint, for instance ``"http://127.0.0.1:8000/v1"``; None reads the
-            environment variable ``OPENAI_BASE_URL``, else it is OpenAI's.
+            environment variable ``OPENAI_BASE_URL``, else it is OpenAI's. A list of URLs is a pool
+            of servers of the same model: each call goes to one of them, and those of a server that
+            fails to the others, see `Servers`.
         api: ``"chat"``, or ``"completions"`` for base models, which continue one plain text.
         api_key_env: Environment variable with the key. With the default ``OPENAI_API_KEY``,
             endpoints other than OpenAI's need no key.
@@ -60,7 +64,7 @@ class OpenAITarget(RemoteTarget):
         self,
         model: str,
         *,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         api: Literal["chat", "completions"] = "chat",
         api_key_env: str = "OPENAI_API_KEY",
         max_tokens: int | None = 256,
@@ -83,9 +87,13 @@ class OpenAITarget(RemoteTarget):
         _check_range("top_p", top_p, 0, 1)
         settings = made(CallSettings, "calls", calls) or CallSettings()
         self.api_key_env = api_key_env
-        self._client = OfficialClient(base_url, self._secret, settings)
-        self.model, self.base_url, self.api = model, self._client.base_url, api
-        super().__init__(f"{model} at {self._client.host}", settings, prices)
+        given = [base_url] if base_url is None or isinstance(base_url, str) else list(base_url)
+        self._clients = [OfficialClient(each, self._secret, settings) for each in given]
+        self.urls = tuple(each.base_url for each in self._clients)
+        self._servers = Servers(self.urls, first_wait=settings.first_wait)
+        self.model, self.api = model, api
+        others = f" and {len(given) - 1} more" if len(given) > 1 else ""
+        super().__init__(f"{model} at {self._clients[0].host}{others}", settings, prices)
         self.send_seed = send_seed
         self.request: dict[str, Any] = {
             name: value
@@ -103,9 +111,15 @@ class OpenAITarget(RemoteTarget):
         self._secret()
 
     @property
+    def base_url(self) -> str:
+        """URL of the endpoint, or of the first server."""
+        return self.urls[0]
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What a reply depends on besides the chat."""
-        endpoint = {"model": self.model, "url": self.base_url, "api": self.api}
+        url = self.urls[0] if len(self.urls) == 1 else sorted(self.urls)
+        endpoint = {"model": self.model, "url": url, "api": self.api}
         return {**endpoint, "seed": self.send_seed, "request": self.request}
 
     @property
@@ -117,15 +131,29 @@ class OpenAITarget(RemoteTarget):
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:
-        """Open the official client."""
-        async with self._client.open() as client:
+        """Open the official client of each server."""
+        # Of several, before the caller gives up, so that it is known which one did not answer.
+        timeout = 0.95 * self.calls.timeout if len(self.urls) > 1 else None
+
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(each.open()) for each in self._clients]
 
             async def send(chat: Chat) -> Answer[Utterance]:
-                return await self._send(client, chat)
+                at = self._servers.choose(str([dict(each) for each in chat.messages]))
+                try:
+                    async with asyncio.timeout(timeout):
+                        answer = await self._send(self._clients[at], clients[at], chat)
+                except TimeoutError:
+                    error = CallError("timed out", retryable=True, overload=True)
+                    raise self._servers.failed(at, error) from None
+                except CallError as error:
+                    raise self._servers.failed(at, error) from None
+                self._servers.succeeded(at)
+                return answer
 
             yield send
 
-    async def _send(self, client: Any, chat: Chat) -> Answer[Utterance]:
+    async def _send(self, official: OfficialClient, client: Any, chat: Chat) -> Answer[Utterance]:
         body = dict(self.request)
         if self.send_seed and chat.seed is not None:
             body["seed"] = chat.seed % 2**31
@@ -135,7 +163,7 @@ class OpenAITarget(RemoteTarget):
             kind, prompt = client.completions, {"prompt": _plain_text(chat)}
         elif chat.tools:
             prompt["tools"] = [dict(tool) for tool in chat.tools]
-        reply = await self._client.reply_to(
+        reply = await official.reply_to(
             kind.with_raw_response.create(model=self.model, **prompt, extra_body=body)
         )
         return self._read(chat, reply)
@@ -165,7 +193,7 @@ class OpenAITarget(RemoteTarget):
         return "the limit of the endpoint (max_tokens is not set)"
 
     def _secret(self) -> str:
-        optional = self.api_key_env == "OPENAI_API_KEY" and self.base_url != OPENAI_URL
+        optional = self.api_key_env == "OPENAI_API_KEY" and OPENAI_URL not in self.urls
         if optional and not os.environ.get(self.api_key_env):
             return "none"
         return read_variable(self.api_key_env, self.name)

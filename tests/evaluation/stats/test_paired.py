@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from astra_rl.evaluation.stats import paired
 from astra_rl.evaluation.stats.paired import (
+    PromptTable,
     PromptTrials,
     compare_pairs,
     compare_trials,
@@ -166,3 +168,47 @@ def test_95_percent_intervals_hold_the_true_difference_at_least_93_percent_of_th
         low, high = compare_pairs(pairs).interval
         held += low <= truth <= high
     assert held / 500 >= 0.93
+
+
+OUTCOME = st.sampled_from([True, False, None])
+SIDE = st.dictionaries(st.integers(0, 4), OUTCOME, min_size=1, max_size=4)
+
+
+@given(SIDE, SIDE)
+def test_the_table_of_a_prompt_counts_its_trials(a, b):
+    table = PromptTable.of(a, b)
+    for side, counts in ((a, table.a), (b, table.b)):
+        assert counts == tuple(list(side.values()).count(each) for each in (True, False, None))
+    shared = [(a[trial], b[trial]) for trial in a.keys() & b.keys()]
+    known = [each for each in shared if None not in each]
+    assert table.known == tuple(
+        known.count(each) for each in ((True, True), (True, False), (False, True), (False, False))
+    )
+    assert table.unscored == len(shared) - len(known)
+    assert table.trials == len(a) + len(b)
+    for won in (True, False):
+        filled = [
+            {trial: value if each is None else each for trial, each in side.items()}
+            for side, value in ((a, won), (b, not won))
+        ]
+        assert table.imputed(a=won, b=not won) == PromptTable.of(*filled)
+
+
+LEADS = st.lists(st.integers(-5, 5), min_size=1, max_size=40)
+
+
+@given(LEADS)
+def test_long_convolutions_give_the_same_p_values(leads):
+    tables = [(max(0, lead), 5, max(0, -lead), 4) for lead in leads if lead >= -4] or [(1, 2, 1, 3)]
+    expected = sign_flip_test(leads), permutation_test(tables)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paired, "_DIRECT", 0)
+        found = sign_flip_test(Counter(leads)), permutation_test(Counter(tables))
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_million_prompts_are_compared_in_a_moment():
+    leads = Counter({1: 300_000, -1: 299_000, 2: 1000, -3: 500, 0: 400_000})
+    total = sum(lead * count for lead, count in leads.items())
+    spread = math.sqrt(sum(lead**2 * count for lead, count in leads.items()))
+    assert sign_flip_test(leads) == pytest.approx(2 * stats.norm.sf(total / spread), rel=0.01)

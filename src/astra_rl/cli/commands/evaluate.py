@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from astra_rl.config.estimate import Estimate
 
 
-def evaluate(
-    run: Run,
-    options: SettingOptions,
-    result: ResultOptions,
+@dataclass(frozen=True)
+class EvaluationOptions(SettingOptions):
+    """What an evaluation of a run plays; the shards of one have the same, and so has its merge."""
+
     attacker: Annotated[
         str | None,
         typer.Option(help="Attacker: a folder or hub id. Default: the last one of the run."),
-    ] = None,
+    ] = None
     attacks: Annotated[
         str | None,
         typer.Option(
@@ -40,7 +41,26 @@ def evaluate(
                 "prompt)."
             )
         ),
-    ] = None,
+    ] = None
+    trials: Trials = 1
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the results. Default: RUN.")
+    ] = None
+
+    def played(self) -> dict[str, Any]:
+        """Return them as arguments of `evaluate_run`, without the folder of the results."""
+        return {
+            "attacker": self.attacker,
+            "attacks": self.attacks,
+            "trials": self.trials,
+            "overrides": self.overrides(),
+        }
+
+
+def evaluate(
+    run: Run,
+    options: EvaluationOptions,
+    result: ResultOptions,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,7 +69,6 @@ def evaluate(
             )
         ),
     ] = None,
-    trials: Trials = 1,
     until: Annotated[
         str | None,
         typer.Option(
@@ -60,8 +79,15 @@ def evaluate(
             ),
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the results. Default: RUN.")
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help=(
+                "Play part I of N, with its part of the budget, for instance on one of N machines; "
+                "'merge' puts the parts together. The same command continues a part."
+            ),
+        ),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -72,39 +98,27 @@ def evaluate(
     every target.
     """
     from astra_rl.actions.evaluate import estimate_evaluation, evaluate_run
-    from astra_rl.evaluation.judges.quality import JudgedSummary
     from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
+    from astra_rl.runs.shards import Shard
 
     out = result.printer(OF_A_JUDGED_SUMMARY)
     quiet_libraries()
-    overrides, targets = options.overrides(), target or ()
+    part = None if shard is None else Shard.parse(shard)
+    targets = target or ()
     if dry_run:
-        _print_estimates(
-            estimate_evaluation(
-                run,
-                attacker=attacker,
-                attacks=attacks,
-                targets=targets,
-                trials=trials,
-                overrides=overrides,
-            )
-        )
+        _print_estimates(estimate_evaluation(run, targets=targets, **options.played()))
         return
     found = evaluate_run(
         run,
-        attacker=attacker,
-        attacks=attacks,
         targets=targets,
-        trials=trials,
-        overrides=overrides,
-        output=output,
+        output=options.output,
         until=until,
+        shard=part,
+        **options.played(),
     )
-    _print(found, attacks or "attacker", out)
-    for each in found:
-        check_all_done(each.metrics["n"], each.metrics["planned"])
+    print_evaluated(found, options.attacks or "attacker", out)
     check_all_done(len(found), len(set(targets or ("",))), "targets were evaluated")
-    out.gate(*(JudgedSummary.of(each.summary, each.metrics) for each in found))
+    gate_evaluated(found, out)
 
 
 def _print_estimates(estimates: Mapping[str, Estimate]) -> None:
@@ -114,7 +128,24 @@ def _print_estimates(estimates: Mapping[str, Estimate]) -> None:
         print_estimate(each.rows, console, whole.ends if index == len(estimates) else ())
 
 
-def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:
+def gate_evaluated(found: Sequence[Evaluated], out: Printer) -> None:
+    """Check the conditions of --fail-on on every evaluation."""
+    from astra_rl.evaluation.judges.quality import JudgedSummary
+
+    out.gate(*(JudgedSummary.of(each.summary, each.metrics) for each in found))
+
+
+def print_evaluated(found: Sequence[Evaluated], name: str, out: Printer) -> None:
+    """Print evaluations, and raise the error of an exhausted budget unless they are complete.
+
+    Args:
+        found: One per target.
+        name: What was evaluated.
+        out: Where it is printed.
+
+    Raises:
+        BudgetEndedError: A budget ended one of them.
+    """
     named = {name if len(found) == 1 else f"against {each.target}": each for each in found}
     print_evaluations(named, out)
     out.summaries({key: each.summary for key, each in named.items()})
@@ -136,3 +167,5 @@ def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:
             for each in found
         ]
     )
+    for each in found:
+        check_all_done(each.metrics["n"], each.metrics["planned"])

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
-from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials, holm
+from astra_rl.evaluation.stats.paired import PairedComparison, PromptTable, compare_tables, holm
 
-Trials = Mapping[str, Mapping[int, bool | None]]
-"""Whether each trial of each prompt succeeded, by prompt and number; None if that is not known."""
+Trials = Mapping[int, bool | None]
+"""Whether each trial of one side at one prompt succeeded, by number; None if that is not known."""
+FIRST, SECOND = "the first", "the second"
 
 
 def compare(
@@ -31,37 +41,67 @@ def compare(
     Raises:
         ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
     """
-    a, b = (
-        trials_of({row.id: row for row in rows}.values(), side)
-        for rows, side in ((rows_a, "the first"), (rows_b, "the second"))
+    ordered_a, ordered_b = (
+        sorted({row.id: row for row in rows}.values(), key=attrgetter("prompt_id", "trial"))
+        for rows in (rows_a, rows_b)
     )
-    return compare_trials_of(a, b, confidence=confidence)
+    tally = PairTally()
+    for a, b in joined(ordered_a, ordered_b):
+        tally.add(side_of(a, FIRST), side_of(b, SECOND))
+    return tally.result(confidence)
 
 
-def trials_of(rows: Iterable[AttemptRow], side: str = "this") -> Trials:
-    """Return the outcomes of attempts by prompt and trial.
+RowT = TypeVar("RowT")
+
+
+def joined(
+    rows_a: Iterable[RowT],
+    rows_b: Iterable[RowT],
+    prompt: Callable[[RowT], str] = attrgetter("prompt_id"),
+) -> Iterator[tuple[Sequence[RowT], Sequence[RowT]]]:
+    """Yield the rows of both sides prompt by prompt; a side that did not play it is empty.
 
     Args:
-        rows: Attempts with different ids, for instance of a log; read one by one.
-        side: Name of the set of attempts in an error.
+        rows_a: Rows of A, ordered by prompt; those of one prompt are in memory at a time.
+        rows_b: Rows of B, likewise.
+        prompt: Returns the prompt of a row.
+    """
+    groups = [groupby(rows, key=prompt) for rows in (rows_a, rows_b)]
+    heads = [_next(each) for each in groups]
+    while present := [head[0] for head in heads if head is not None]:
+        least = min(present)
+        of_both: list[Sequence[RowT]] = []
+        for at, head in enumerate(heads):
+            is_played = head is not None and head[0] == least
+            of_both.append(head[1] if head is not None and is_played else [])
+            if is_played:
+                heads[at] = _next(groups[at])
+        yield of_both[0], of_both[1]
+
+
+def _next(groups: Iterator[tuple[str, Iterable[RowT]]]) -> tuple[str, list[RowT]] | None:
+    return next(((prompt, list(rows)) for prompt, rows in groups), None)
+
+
+def side_of(rows: Iterable[AttemptRow], name: str = "this") -> Trials:
+    """Return the outcomes of attempts at one prompt by trial.
+
+    Args:
+        rows: Attempts with different ids.
+        name: Name of the set of attempts in an error.
 
     Raises:
         ConfigurationError: A trial occurs twice.
     """
-    found: dict[str, dict[int, bool | None]] = {}
+    found: dict[int, bool | None] = {}
     for row in rows:
-        _add_trial(found, row, side)
+        if row.trial in found:
+            raise ConfigurationError(
+                f"{name} set of attempts has trials of several attackers or targets; choose one "
+                "attacker, one target and one phase for each side."
+            )
+        found[row.trial] = success_of(row)
     return found
-
-
-def _add_trial(found: dict[str, dict[int, bool | None]], row: AttemptRow, side: str) -> None:
-    trials = found.setdefault(row.prompt_id, {})
-    if row.trial in trials:
-        raise ConfigurationError(
-            f"{side} set of attempts has trials of several attackers or targets; choose one "
-            "attacker, one target and one phase for each side."
-        )
-    trials[row.trial] = success_of(row)
 
 
 def success_of(row: AttemptRow) -> bool | None:
@@ -69,27 +109,91 @@ def success_of(row: AttemptRow) -> bool | None:
     return row.outcome is Outcome.SUCCESS if row.outcome in KNOWN_OUTCOMES else None
 
 
-def compare_trials_of(a: Trials, b: Trials, *, confidence: float = 0.95) -> PairedComparison:
-    """Compare two sides by their `trials_of`; see `compare`.
+class PairTally:
+    """Counts two sides prompt by prompt; memory grows with the number of different tables."""
 
-    Raises:
-        ConfigurationError: They have no prompt in common.
-    """
-    prompts = [PromptTrials(trials, b[prompt]) for prompt, trials in a.items() if prompt in b]
-    if not prompts:
-        raise ConfigurationError(
-            "the two sets of attempts have no prompt in common; only attempts at the same prompts "
-            "can be compared in pairs."
+    def __init__(self) -> None:
+        self._tables: Counter[PromptTable] = Counter()
+        self._unpaired = 0
+
+    def add(self, a: Trials, b: Trials) -> None:
+        """Add a prompt; a side that did not play it is empty."""
+        if a and b:
+            self._tables[PromptTable.of(a, b)] += 1
+        else:
+            self._unpaired += len(a) + len(b)
+
+    def leave_out(self, trials: int) -> None:
+        """Count trials at prompts that only one side played."""
+        self._unpaired += trials
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether both sides played a prompt."""
+        return bool(self._tables)
+
+    def result(self, confidence: float = 0.95) -> PairedComparison:
+        """Compare the sides; see `compare_trials`.
+
+        Raises:
+            ConfigurationError: They have no prompt in common.
+        """
+        if not self._tables:
+            raise ConfigurationError(
+                "the two sets of attempts have no prompt in common; only attempts at the same "
+                "prompts can be compared in pairs."
+            )
+        return compare_tables(self._tables, unpaired=self._unpaired, confidence=confidence)
+
+
+@dataclass
+class TrialTable:
+    """Outcomes of the attempts of one side by prompt and trial, in 17 bytes per attempt."""
+
+    _prompts: array[int] = field(default_factory=lambda: array("Q"))
+    """A digest of each attempt's prompt."""
+    _trials: array[int] = field(default_factory=lambda: array("q"))
+    _outcomes: array[int] = field(default_factory=lambda: array("b"))
+
+    def add(self, prompt_id: str, trials: Trials) -> None:
+        """Add the outcomes at one prompt; each prompt once."""
+        digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
+        self._prompts.extend([int.from_bytes(digest)] * len(trials))
+        self._trials.extend(trials)
+        self._outcomes.extend(-1 if each is None else each for each in trials.values())
+
+    def compare(self, other: TrialTable) -> PairedComparison:
+        """Compare this side (A) with another (B); see `compare_trials`.
+
+        Raises:
+            ConfigurationError: They have no prompt in common.
+        """
+        starts = self._starts(), other._starts()
+        _, *places = np.intersect1d(
+            np.asarray(self._prompts, dtype=np.uint64)[starts[0][:-1]],
+            np.asarray(other._prompts, dtype=np.uint64)[starts[1][:-1]],
+            assume_unique=True,
+            return_indices=True,
         )
-    unscored = sum(
-        None in (outcome, pair.b[trial])
-        for pair in prompts
-        for trial, outcome in pair.a.items()
-        if trial in pair.b
-    )
-    played = sum(len(trials) for pair in prompts for trials in pair)
-    made = sum(len(trials) for side in (a, b) for trials in side.values())
-    return compare_trials(prompts, unscored=unscored, unpaired=made - played, confidence=confidence)
+        tally, shared = PairTally(), 0
+        for at_a, at_b in zip(*(each.tolist() for each in places), strict=True):
+            a, b = self._at(starts[0], at_a), other._at(starts[1], at_b)
+            shared += len(a) + len(b)
+            tally.add(a, b)
+        tally.leave_out(len(self._prompts) + len(other._prompts) - shared)
+        return tally.result()
+
+    def _starts(self) -> NDArray[np.intp]:
+        """Return where the attempts at each prompt start, and the number of all."""
+        prompts = np.asarray(self._prompts, dtype=np.uint64)
+        changes = np.flatnonzero(prompts[1:] != prompts[:-1]) + 1
+        first = [0] if len(prompts) else []
+        return np.concatenate([first, changes, [len(prompts)]]).astype(np.intp)
+
+    def _at(self, starts: NDArray[np.intp], number: int) -> Trials:
+        rows = slice(int(starts[number]), int(starts[number + 1]))
+        outcomes = (None if each < 0 else bool(each) for each in self._outcomes[rows])
+        return dict(zip(self._trials[rows], outcomes, strict=True))
 
 
 class CategoryComparison(NamedTuple):
@@ -112,38 +216,40 @@ def _by_difference(pairs: PairedComparison) -> float:
     return 0.0 if math.isnan(pairs.difference) else -abs(pairs.difference)
 
 
-def compare_by_category(
-    rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]
-) -> dict[str, CategoryComparison]:
-    """Compare two sets of attempts in each category that both played, largest difference first.
+class CategoryTally:
+    """Counts two sides by category of the prompts; memory is that of `PairTally`."""
 
-    Args:
-        rows_a: Attempts of A with different ids, read one by one.
-        rows_b: Attempts of B, likewise.
+    def __init__(self) -> None:
+        self._tallies: dict[str, PairTally] = {}
 
-    Returns:
-        By category; empty if there are fewer than two categories.
+    def add(self, a: Iterable[AttemptRow], b: Iterable[AttemptRow]) -> None:
+        """Add the attempts at one prompt; its attempts may be of several categories.
 
-    Raises:
-        ConfigurationError: A trial occurs twice on one side.
-    """
-    a = _trials_by_category(rows_a, "the first")
-    b = _trials_by_category(rows_b, "the second")
-    shared = [name for name in a if a[name].keys() & b.get(name, {}).keys()]
-    if len(shared) < 2:
-        return {}
-    confidence = 1 - 0.05 / len(shared)
-    found = [compare_trials_of(a[name], b[name], confidence=confidence) for name in shared]
-    adjusted = holm([each.p_value for each in found])
-    named = {
-        name: CategoryComparison(each, p_value)
-        for name, each, p_value in zip(shared, found, adjusted, strict=True)
-    }
-    return dict(sorted(named.items(), key=lambda item: _by_difference(item[1].pairs)))
+        Raises:
+            ConfigurationError: A trial occurs twice on one side.
+        """
+        groups: dict[str, tuple[list[AttemptRow], list[AttemptRow]]] = {}
+        for at, rows in enumerate((a, b)):
+            for row in rows:
+                groups.setdefault(row.category, ([], []))[at].append(row)
+        for name, (of_a, of_b) in groups.items():
+            tally = self._tallies.setdefault(name, PairTally())
+            tally.add(side_of(of_a, FIRST), side_of(of_b, SECOND))
 
+    def result(self) -> dict[str, CategoryComparison]:
+        """Compare the sides in each category that both played, largest difference first.
 
-def _trials_by_category(rows: Iterable[AttemptRow], side: str) -> Mapping[str, Trials]:
-    found: dict[str, dict[str, dict[int, bool | None]]] = {}
-    for row in rows:
-        _add_trial(found.setdefault(row.category, {}), row, side)
-    return found
+        Returns:
+            By category; empty if there are fewer than two categories.
+        """
+        shared = {name: tally for name, tally in self._tallies.items() if tally.is_shared}
+        if len(shared) < 2:
+            return {}
+        confidence = 1 - 0.05 / len(shared)
+        found = [tally.result(confidence) for tally in shared.values()]
+        adjusted = holm([each.p_value for each in found])
+        named = {
+            name: CategoryComparison(each, p_value)
+            for name, each, p_value in zip(shared, found, adjusted, strict=True)
+        }
+        return dict(sorted(named.items(), key=lambda item: _by_difference(item[1].pairs)))

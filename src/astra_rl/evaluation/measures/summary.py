@@ -6,12 +6,13 @@ functions read `AttemptRow`, which the index of a log contains, so no text is lo
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
@@ -218,6 +219,7 @@ def summarise_prompts(
     Raises:
         ConfigurationError: There are more attempts than were planned.
     """
+    same = _Shared()
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
     turns: Counter[int] = Counter()
@@ -230,21 +232,21 @@ def summarise_prompts(
     won: list[int] = []
     censored: list[int] = []
     counts: list[tuple[int, ...]] = []
-    prompts: list[str] = []
+    prompts = array("q")  # a hash of each prompt's id: 8 bytes
     selective = False
     for rows in groups:
-        prompts.append(rows[0].prompt_id)
+        prompts.append(hash(rows[0].prompt_id))
         selective |= any(hides_failures(row.outcome, row.turns) for row in rows)
         own = Counter(row.outcome for row in rows)
         outcomes.update(own)
-        counts.append(tuple(own[outcome] for outcome in Outcome))
+        counts.append(same(tuple(own[outcome] for outcome in Outcome)))
         first.update(row.first_failing_turn or 0 for row in rows)
         known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
         turns.update(row.turns for row in known)
         judged.update(row.judged_turns for row in known if not row.stopped_by_success)
         stopped.update(row.judged_turns for row in known if row.stopped_by_success)
-        any_turn.append(_any_turn(rows))
-        last_turn.append(_last_turn(rows))
+        any_turn.append(same(_any_turn(rows)))
+        last_turn.append(same(_last_turn(rows)))
         useful.append(_useful(rows))
         both.append(_useful(rows, Outcome.SUCCESS))
         spent, succeeded = _queries(rows)
@@ -281,6 +283,20 @@ def summarise_prompts(
         utility=rate(useful, selective=False) if of_agents else None,
         hijack_and_utility=rate(both) if of_agents else None,
     )
+
+
+CountsT = TypeVar("CountsT", bound=tuple[int, ...])
+
+
+class _Shared:
+    """Returns one tuple for all equal ones: most prompts have the same few counts."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, counts: CountsT) -> CountsT:
+        found: CountsT = self._kept.setdefault(counts, counts)
+        return found
 
 
 def _any_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:

@@ -92,16 +92,20 @@ class ScoreTable:
         return rates
 
     def _rate(self, fails: NDArray[np.bool_], known_below: NDArray[np.bool_]) -> Rate:
-        prompts = np.asarray(self._prompts).astype(np.intp)
         known = fails | known_below
-        successes, trials = (
+        selective = bool((~known & np.asarray(self._several).astype(np.bool_)).any())
+        if len(self._numbers) == len(known):  # one attempt at each prompt
+            successes, trials = int(fails.sum()), int(known.sum())
+            return Rate(successes, trials, unscored=len(known) - trials, selective=selective)
+        prompts = np.asarray(self._prompts).astype(np.intp)
+        by_prompt = (
             np.bincount(prompts, weights=each, minlength=len(self._numbers)).astype(int).tolist()
             for each in (fails, known)
         )
         return Rate.of_prompts(
-            zip(successes, trials, strict=True),
+            zip(*by_prompt, strict=True),
             unscored=int(len(known) - known.sum()),
-            selective=bool((~known & np.asarray(self._several).astype(np.bool_)).any()),
+            selective=selective,
         )
 
 

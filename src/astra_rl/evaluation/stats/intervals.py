@@ -6,6 +6,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
@@ -170,9 +171,9 @@ def named_clustered_interval(
         The interval; (0, 1) without trials. The same input gives the same interval.
     """
     groups = [(float(successes), float(trials)) for successes, trials in prompts if trials]
-    successes = math.fsum(each for each, _ in groups)
-    trials = math.fsum(each for _, each in groups)
-    if all(group in ((0.0, 1.0), (1.0, 1.0)) for group in groups):
+    successes = math.fsum(map(itemgetter(0), groups))
+    trials = math.fsum(map(itemgetter(1), groups))
+    if set(groups) <= {(0.0, 1.0), (1.0, 1.0)}:
         return named_proportion_interval(successes, trials, confidence)
     if len(groups) < 2 or not 0 < successes < trials:
         share = successes / trials if trials else 0.0
@@ -183,7 +184,7 @@ def named_clustered_interval(
 
 
 def bootstrap_interval(
-    groups: Sequence[tuple[float, float]],
+    groups: Sequence[tuple[float, float]] | Counter[tuple[float, float]],
     limits: tuple[float, float],
     confidence: float = 0.95,
 ) -> Interval:
@@ -198,15 +199,18 @@ def bootstrap_interval(
     rare and bunched; with it, it stays above 93% (see the simulation in the tests).
 
     Args:
-        groups: Numerator and denominator of each group, at least two groups.
+        groups: Numerator and denominator of each group, at least two groups; or the number of
+            groups by them.
         limits: Lowest and highest ratio that a group can have.
         confidence: Between 0 and 1, both excluded.
     """
-    count = len(groups)
-    half = sum(size for _, size in groups) / count / 2
+    found = Counter(groups)
+    count = found.total()
+    half = sum(size * number for (_, size), number in found.items()) / count / 2
     # Groups of the same numbers are drawn together: a draw is a multinomial over the few kinds.
     # They are in order, so that the interval does not depend on the order of the groups.
-    kinds = sorted(Counter([*groups, *((limit * half, half) for limit in limits)]).items())
+    found.update((limit * half, half) for limit in limits)
+    kinds = sorted(found.items())
     values = np.array([kind for kind, _ in kinds], dtype=np.float64)
     shares = np.array([size for _, size in kinds], dtype=np.float64) / (count + 2)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,21 +41,77 @@ class PromptTrials(NamedTuple):
     a: Mapping[int, bool | None]
     b: Mapping[int, bool | None]
 
-    @property
-    def known(self) -> tuple[list[bool], list[bool]]:
-        """Known outcomes of both sides."""
-        return _known(self.a), _known(self.b)
 
-    def imputed(self, a: bool, b: bool) -> PromptTrials:
-        """Return the trials with the unknown outcomes of each side replaced."""
-        return PromptTrials(
-            {trial: a if each is None else each for trial, each in self.a.items()},
-            {trial: b if each is None else each for trial, each in self.b.items()},
+class PromptTable(NamedTuple):
+    """Trials of both sides at one prompt, counted: many prompts have the same table.
+
+    Attributes:
+        pairs: Trials that both sides made, 3 x 3 counts: by the outcome of A (success, failure, not
+            known), then by that of B.
+        only_a: Trials that only A made, by outcome.
+        only_b: Trials that only B made, by outcome.
+    """
+
+    pairs: tuple[int, ...]
+    only_a: tuple[int, ...]
+    only_b: tuple[int, ...]
+
+    @classmethod
+    def of(cls, a: Mapping[int, bool | None], b: Mapping[int, bool | None]) -> PromptTable:
+        """Count the trials of a prompt, see `PromptTrials`."""
+        pairs = Counter((outcome, b[trial]) for trial, outcome in a.items() if trial in b)
+        only_a = Counter(outcome for trial, outcome in a.items() if trial not in b)
+        only_b = Counter(outcome for trial, outcome in b.items() if trial not in a)
+        return cls(
+            tuple(pairs[of_a, of_b] for of_a in _OUTCOMES for of_b in _OUTCOMES),
+            tuple(only_a[each] for each in _OUTCOMES),
+            tuple(only_b[each] for each in _OUTCOMES),
         )
 
+    @property
+    def a(self) -> tuple[int, int, int]:
+        """Successes, failures and unknown outcomes of A."""
+        first, second, third = (sum(self.pairs[at : at + 3]) for at in (0, 3, 6))
+        return first + self.only_a[0], second + self.only_a[1], third + self.only_a[2]
 
-def _known(trials: Mapping[int, bool | None]) -> list[bool]:
-    return [each for each in trials.values() if each is not None]
+    @property
+    def b(self) -> tuple[int, int, int]:
+        """Successes, failures and unknown outcomes of B."""
+        first, second, third = (sum(self.pairs[at::3]) for at in (0, 1, 2))
+        return first + self.only_b[0], second + self.only_b[1], third + self.only_b[2]
+
+    @property
+    def known(self) -> PairCounts:
+        """Trials whose outcomes are known on both sides."""
+        return PairCounts(self.pairs[0], self.pairs[1], self.pairs[3], self.pairs[4])
+
+    @property
+    def unscored(self) -> int:
+        """Trials of both sides of which one outcome is not known."""
+        return sum(self.pairs) - sum(self.known)
+
+    @property
+    def trials(self) -> int:
+        """Trials of both sides together."""
+        return sum(self.a) + sum(self.b)
+
+    def imputed(self, a: bool, b: bool) -> PromptTable:
+        """Return the table with the unknown outcomes of each side replaced."""
+        pairs = [0] * 9
+        at_a, at_b = _OUTCOMES.index(a), _OUTCOMES.index(b)
+        for at, count in enumerate(self.pairs):
+            row, column = divmod(at, 3)
+            pairs[3 * (at_a if row == 2 else row) + (at_b if column == 2 else column)] += count
+        return PromptTable(tuple(pairs), _imputed(self.only_a, at_a), _imputed(self.only_b, at_b))
+
+
+_OUTCOMES = (True, False, None)
+
+
+def _imputed(counts: tuple[int, ...], at: int) -> tuple[int, ...]:
+    found = [*counts[:2], 0]
+    found[at] += counts[2]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -130,15 +187,36 @@ def compare_trials(
         unpaired: See `PairedComparison`.
         confidence: Of the intervals, in (0, 1).
     """
-    found = replace(_compare_known(prompts, confidence), unscored=unscored, unpaired=unpaired)
+    tables = Counter(PromptTable.of(*each) for each in prompts)
+    return replace(
+        compare_tables(tables, unpaired=unpaired, confidence=confidence), unscored=unscored
+    )
+
+
+def compare_tables(
+    tables: Mapping[PromptTable, int], *, unpaired: int = 0, confidence: float = 0.95
+) -> PairedComparison:
+    """Compare two success rates as `compare_trials` does, from the tables of prompts.
+
+    Args:
+        tables: Number of prompts with each table, of the prompts that both sides played.
+        unpaired: See `PairedComparison`.
+        confidence: Of the intervals, in (0, 1).
+    """
+    found = replace(
+        _compare_known(tables, confidence),
+        unscored=sum(count * table.unscored for table, count in tables.items()),
+        unpaired=unpaired,
+    )
     missing = [
-        _share_unknown([each for prompt in prompts for each in prompt[side].values()])
-        for side in (0, 1)
+        _share_unknown([(getattr(table, side), count) for table, count in tables.items()])
+        for side in ("a", "b")
     ]
     if not any(missing):
         return found
-    lowest = _compare_known([prompt.imputed(a=False, b=True) for prompt in prompts], confidence)
-    highest = _compare_known([prompt.imputed(a=True, b=False) for prompt in prompts], confidence)
+    lowest, highest = (
+        _compare_known(_with_imputed(tables, a=not won, b=won), confidence) for won in (True, False)
+    )
     interval = hull(lowest.interval, highest.interval)
     undecided = not found.prompts or lowest.difference <= 0 <= highest.difference
     return replace(
@@ -150,47 +228,60 @@ def compare_trials(
     )
 
 
-def _share_unknown(trials: Sequence[bool | None]) -> float:
-    return sum(each is None for each in trials) / len(trials) if trials else 0.0
+def _with_imputed(tables: Mapping[PromptTable, int], *, a: bool, b: bool) -> Counter[PromptTable]:
+    found: Counter[PromptTable] = Counter()
+    for table, count in tables.items():
+        found[table.imputed(a=a, b=b)] += count
+    return found
 
 
-def _compare_known(prompts: Sequence[PromptTrials], confidence: float) -> PairedComparison:
-    known = [prompt for prompt in prompts if all(prompt.known)]
-    pairs = [
-        [
-            (a, b)
-            for trial, a in prompt.a.items()
-            if a is not None and (b := prompt.b.get(trial)) is not None
-        ]
-        for prompt in known
-    ]
-    matched = compare_pairs(pairs, confidence=confidence)
-    if all(
-        len(each) == len(a) == len(b)
-        for each, (a, b) in zip(pairs, (prompt.known for prompt in known), strict=True)
-    ):
+def _share_unknown(sides: Iterable[tuple[tuple[int, int, int], int]]) -> float:
+    unknown = made = 0
+    for trials, count in sides:
+        unknown += count * trials[2]
+        made += count * sum(trials)
+    return unknown / made if made else 0.0
+
+
+def _compare_known(tables: Mapping[PromptTable, int], confidence: float) -> PairedComparison:
+    known = {t: n for t, n in tables.items() if any(t.a[:2]) and any(t.b[:2])}
+    pairs: Counter[PairCounts] = Counter()
+    rates: Counter[tuple[int, int, int, int]] = Counter()
+    for table, count in known.items():
+        pairs[table.known] += count
+        rates[table.a[0], sum(table.a[:2]), table.b[0], sum(table.b[:2])] += count
+    matched = _compare_kinds(pairs, confidence)
+    if all(sum(t.known) == sum(t.a[:2]) == sum(t.b[:2]) for t in known):
         return matched
-    tables = [(sum(a), len(a), sum(b), len(b)) for a, b in (prompt.known for prompt in known)]
-    leads = [a / of_a - b / of_b for a, of_a, b, of_b in tables]
-    if len(leads) < 2 or len(set(leads)) < 2:
+    prompts = rates.total()
+    leads: Counter[float] = Counter()
+    for (a, of_a, b, of_b), count in rates.items():
+        leads[a / of_a - b / of_b] += count
+    if len(leads) < 2:
         # The spread over prompts is unknown: each prompt counts as one pair.
-        shares = [(a / of_a, b / of_b) for a, of_a, b, of_b in tables]
+        shares = [(a / of_a, b / of_b, count) for (a, of_a, b, of_b), count in rates.items()]
         interval = newcombe_interval(
-            math.fsum(a * b for a, b in shares),
-            math.fsum(a * (1 - b) for a, b in shares),
-            math.fsum((1 - a) * b for a, b in shares),
-            math.fsum((1 - a) * (1 - b) for a, b in shares),
+            _sum((a * b, count) for a, b, count in shares),
+            _sum((a * (1 - b), count) for a, b, count in shares),
+            _sum(((1 - a) * b, count) for a, b, count in shares),
+            _sum(((1 - a) * (1 - b), count) for a, b, count in shares),
             confidence,
         )
     else:
-        interval = bootstrap_interval([(lead, 1.0) for lead in leads], (-1.0, 1.0), confidence)
+        groups = Counter({(lead, 1.0): count for lead, count in leads.items()})
+        interval = bootstrap_interval(groups, (-1.0, 1.0), confidence)
     return replace(
         matched,
-        difference=math.fsum(leads) / len(leads),
+        difference=_sum(leads.items()) / prompts,
         interval=interval,
-        p_value=permutation_test(tables),
-        prompts=len(leads),
+        p_value=permutation_test(rates),
+        prompts=prompts,
     )
+
+
+def _sum(values: Iterable[tuple[float, int]]) -> float:
+    """Return the sum of values that occur so many times, rounded once as by `math.fsum`."""
+    return math.fsum(chain.from_iterable(repeat(value, count) for value, count in values))
 
 
 def compare_pairs(
@@ -208,32 +299,43 @@ def compare_pairs(
         unpaired: See `PairedComparison`.
         confidence: Of the interval, in (0, 1).
     """
-    groups = [list(pairs) for pairs in prompts if pairs]
-    table = Counter(pair for pairs in groups for pair in pairs)
-    counts = PairCounts(
+    kinds = Counter(_counted(pairs) for pairs in prompts if pairs)
+    return replace(_compare_kinds(kinds, confidence), unscored=unscored, unpaired=unpaired)
+
+
+def _counted(pairs: Sequence[tuple[bool, bool]]) -> PairCounts:
+    table = Counter(pairs)
+    return PairCounts(
         table[True, True], table[True, False], table[False, True], table[False, False]
     )
+
+
+def _compare_kinds(kinds: Mapping[PairCounts, int], confidence: float) -> PairedComparison:
+    """Compare pairs of trials, given the number of prompts with each table of pairs."""
+    kinds = {table: count for table, count in kinds.items() if any(table)}
+    prompts = sum(kinds.values())
+    counts = PairCounts(*(sum(n * t[at] for t, n in kinds.items()) for at in range(4)))
     pairs = sum(counts)
-    lead = [sum(a - b for a, b in each) for each in groups]
+    groups: Counter[tuple[float, float]] = Counter()
+    leads: Counter[int] = Counter()
+    for table, count in kinds.items():
+        groups[float(table.only_a - table.only_b), float(sum(table))] += count
+        leads[table.only_a - table.only_b] += count
     interval = newcombe_interval(*counts, confidence)
-    if pairs > len(groups):  # as for one rate, see `clustered_interval`
-        sizes = [float(len(each)) for each in groups]
-        if len(groups) < 2 or len({a / n for a, n in zip(lead, sizes, strict=True)}) < 2:
-            scale = len(groups) / pairs
+    if pairs > prompts:  # as for one rate, see `clustered_interval`
+        if prompts < 2 or len({lead / size for lead, size in groups}) < 2:
+            scale = prompts / pairs
             both, only_a, only_b, neither = (scale * count for count in counts)
             wider = newcombe_interval(both, only_a, only_b, neither, confidence)
         else:
-            of_prompts = list(zip(map(float, lead), sizes, strict=True))
-            wider = bootstrap_interval(of_prompts, (-1.0, 1.0), confidence)
+            wider = bootstrap_interval(groups, (-1.0, 1.0), confidence)
         interval = hull(interval, wider)
     return PairedComparison(
         counts=counts,
         difference=(counts.only_a - counts.only_b) / pairs if pairs else math.nan,
         interval=interval,
-        p_value=sign_flip_test(lead) if pairs else math.nan,
-        prompts=len(groups),
-        unscored=unscored,
-        unpaired=unpaired,
+        p_value=sign_flip_test(leads) if pairs else math.nan,
+        prompts=prompts,
     )
 
 
@@ -284,7 +386,7 @@ def newcombe_interval(
     )
 
 
-def sign_flip_test(leads: Iterable[int]) -> float:
+def sign_flip_test(leads: Iterable[int] | Counter[int]) -> float:
     """Return the exact two-sided p-value that nothing but chance tells A from B.
 
     If they were alike, each prompt's lead of A over B could as well be one of B over A. The p-value
@@ -293,18 +395,22 @@ def sign_flip_test(leads: Iterable[int]) -> float:
     together.
 
     Args:
-        leads: Per prompt, successes of A minus successes of B.
+        leads: Per prompt, successes of A minus successes of B; or the number of prompts by it.
     """
-    known = [lead for lead in leads if lead]
-    sizes = Counter(map(abs, known))
-    total = abs(sum(known))
+    sizes: Counter[int] = Counter()
+    total = 0
+    for lead, count in Counter(leads).items():
+        if lead:
+            sizes[abs(lead)] += count
+            total += count * lead
+    total = abs(total)
     chances = np.ones(1)  # of the sum, from the lowest possible in steps of 2 * greatest divisor
     step = math.gcd(*sizes) if sizes else 1
     reach = 0
-    for size, count in sizes.items():
+    for size, count in sorted(sizes.items()):  # rounding is that of any order of the prompts
         spread = np.zeros(count * size // step + 1)
         spread[:: size // step] = _binomial_half(count)
-        chances = np.convolve(chances, spread)
+        chances = _convolved(chances, spread)
         reach += count * size
     sums = -reach + 2 * step * np.arange(len(chances))
     return min(1.0, float(chances[np.abs(sums) >= total].sum()))
@@ -314,7 +420,9 @@ _FINEST = 840
 """Largest common denominator of rates that `permutation_test` computes with exactly."""
 
 
-def permutation_test(tables: Sequence[tuple[int, int, int, int]]) -> float:
+def permutation_test(
+    tables: Iterable[tuple[int, int, int, int]] | Counter[tuple[int, int, int, int]],
+) -> float:
     """Return the two-sided p-value of a permutation test, for any number of trials per prompt.
 
     Under the null hypothesis every assignment of a prompt's trials to A and B is equally likely, so
@@ -325,8 +433,10 @@ def permutation_test(tables: Sequence[tuple[int, int, int, int]]) -> float:
     rounded up.
 
     Args:
-        tables: Per prompt: successes of A, trials of A, successes of B, trials of B.
+        tables: Per prompt: successes of A, trials of A, successes of B, trials of B; or the number
+            of prompts by them.
     """
+    tables = Counter(tables)
     multiple = math.lcm(*(n for _, of_a, _, of_b in tables for n in (of_a, of_b)))
     unit = min(multiple, _FINEST)
 
@@ -334,8 +444,8 @@ def permutation_test(tables: Sequence[tuple[int, int, int, int]]) -> float:
         return round(unit * (a / of_a - b / of_b))
 
     chances, offset, total = np.ones(1), 0, 0
-    for a, of_a, b, of_b in tables:
-        total += lead(a, of_a, b, of_b)
+    for (a, of_a, b, of_b), prompts in sorted(tables.items()):
+        total += prompts * lead(a, of_a, b, of_b)
         law: dict[int, Fraction] = defaultdict(Fraction)
         if of_a == of_b:
             for sign in (-1, 1):
@@ -351,11 +461,37 @@ def permutation_test(tables: Sequence[tuple[int, int, int, int]]) -> float:
         spread = np.zeros(max(law) - low + 1)
         for value, chance in law.items():
             spread[value - low] = float(chance)
-        chances = np.convolve(chances, spread)
-        offset += low
+        chances = _convolved(chances, _power(spread, prompts))
+        offset += prompts * low
     sums = offset + np.arange(len(chances))
-    slack = len(tables) if multiple > unit else 0
+    slack = tables.total() if multiple > unit else 0
     return min(1.0, float(chances[np.abs(sums) >= abs(total) - slack].sum()))
+
+
+_DIRECT = 1 << 24
+"""Most products of a convolution that is computed term by term."""
+
+
+def _convolved(a: Array, b: Array) -> Array:
+    """Return the distribution of a sum; long ones by Fourier transform, to 1e-15 absolutely."""
+    if len(a) * len(b) <= _DIRECT:
+        return np.convolve(a, b)
+    size = len(a) + len(b) - 1
+    length = 1 << (size - 1).bit_length()
+    product = np.fft.irfft(np.fft.rfft(a, length) * np.fft.rfft(b, length), length)[:size]
+    return np.clip(product, 0.0, None)
+
+
+def _power(law: Array, count: int) -> Array:
+    """Return the distribution of the sum of `count` independent draws, at least one."""
+    found: Array | None = None
+    while True:
+        if count & 1:
+            found = law if found is None else _convolved(found, law)
+        count >>= 1
+        if not count:
+            return law if found is None else found
+        law = _convolved(law, law)
 
 
 def _binomial_half(count: int) -> Array:

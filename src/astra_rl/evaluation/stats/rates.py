@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.intervals import (
@@ -44,7 +45,8 @@ class Rate:
             must hold at every time (`confidence_sequence`).
         selective: Whether unknown outcomes are not like the known ones, so that `interval` is
             `covering`. This is so in conversations of several turns, see `hides_failures`.
-        prompt_ids: Identifies each of `by_prompt`; empty if that is not known.
+        prompt_ids: Identifies each of `by_prompt`, to match those of other rates; empty if that is
+            not known.
 
     Raises:
         ConfigurationError: A count is negative, there are more successes than trials, or the
@@ -57,7 +59,7 @@ class Rate:
     by_prompt: tuple[tuple[int, int], ...] = ()
     sequential: bool = False
     selective: bool = False
-    prompt_ids: tuple[Hashable, ...] = field(default=(), compare=False, repr=False)
+    prompt_ids: Sequence[Hashable] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.trials or self.unscored < 0:
@@ -65,7 +67,7 @@ class Rate:
                 f"successes={self.successes}, trials={self.trials}, unscored={self.unscored}; "
                 "counts must not be negative, nor successes more than trials."
             )
-        totals = tuple(sum(column) for column in zip(*self.by_prompt, strict=True))
+        totals = tuple(sum(map(itemgetter(at), self.by_prompt)) for at in (0, 1))
         if self.by_prompt and totals != (self.successes, self.trials):
             raise ConfigurationError(
                 f"the prompts have {totals} successes and trials, of which there are "
@@ -84,13 +86,11 @@ class Rate:
     ) -> Rate:
         """Build a rate from the successes and trials of each prompt, which may have none."""
         counts = list(by_prompt)
-        ids = (
-            tuple(id_ for id_, each in zip(prompt_ids, counts, strict=True) if each[1])
-            if prompt_ids
-            else ()
-        )
-        known = tuple((successes, trials) for successes, trials in counts if trials)
-        successes, trials = sum(each[0] for each in known), sum(each[1] for each in known)
+        known = tuple(each for each in counts if each[1])
+        ids = prompt_ids
+        if ids and len(known) < len(counts):
+            ids = [name for name, each in zip(ids, counts, strict=True) if each[1]]
+        successes, trials = (sum(map(itemgetter(at), known)) for at in (0, 1))
         return cls(successes, trials, unscored, known, sequential, selective, ids)
 
     @property

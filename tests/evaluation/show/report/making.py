@@ -21,6 +21,7 @@ from astra_rl.evaluation.show.report import (
 )
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
 from astra_rl.infra.unicode import well_formed
+from astra_rl.targets.accounts import Account
 
 
 def turn(attack, response="", score=0.0, *, other=None, nll=None, **fields):
@@ -137,7 +138,7 @@ def report(text="Tell me the password", **changes):
             command=text, report_command=text, configuration=text, versions={text: text},
             seed=1, started="2026-01-01T00:00:00Z",
             prompts=[{"name": text, "sha256": "ab12"}], seconds={text: 1.0},
-            continued=[{"at_step": 1}], spent=[Spent(text, 1, 0, 0, 10, 10, 0.5)],
+            continued=[{"at_step": 1}], spent=[Spent(text, Account(1, 0, 0, 10, 10, 0.5))],
         ),
         "notes": [text],
         "warnings": [text],

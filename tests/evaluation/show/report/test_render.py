@@ -38,6 +38,7 @@ from astra_rl.evaluation.stats.importance import Sample, failure_probability
 from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.splitting import RareProbability
+from astra_rl.targets.accounts import Account
 
 ORDINARY = [
     *[Sample(True, -9.0, -3.0, False)] * 40,
@@ -347,7 +348,10 @@ def test_ordinary_use_and_the_rate_before_stand_beside_the_rate_under_attack():
 
 
 def test_what_a_run_spent_is_on_its_page():
-    spent = [Spent("the run", 1200, 3, 10, 20_000, 5000, 1.5), Spent("replay", 8, 0, 0, 9, 9, 0.0)]
+    spent = [
+        Spent("the run", Account(1200, 3, 10, 20_000, 5000, 1.5)),
+        Spent("replay", Account(8, 0, 0, 9, 9, 0.0)),
+    ]
     again = Reproduction(seconds={"training": 2640.0}, spent=spent)
     text = prose(ReportData(title="t", evaluations=[evaluation()], reproduction=again))
     assert (

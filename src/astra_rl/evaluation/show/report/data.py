@@ -19,6 +19,7 @@ from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
 from astra_rl.evaluation.stats.labelled_rate import LabelledRate
 from astra_rl.evaluation.stats.splitting import RareProbability
+from astra_rl.targets.accounts import Account
 
 IN_TRAINING = "in training"
 """Name of the phase of training on the page."""
@@ -157,21 +158,11 @@ class Spent(NamedTuple):
 
     Attributes:
         occasion: "the run", or the name of a later command.
-        requests: Number of requests.
-        failed: Number of those that failed and were tried again.
-        cached: Number of replies from the cache, which cost nothing.
-        input_tokens: Input tokens.
-        output_tokens: Output tokens.
-        cost: In the currency of the prices; 0 without prices.
+        account: What was spent.
     """
 
     occasion: str
-    requests: int
-    failed: int
-    cached: int
-    input_tokens: int
-    output_tokens: int
-    cost: float
+    account: Account
 
 
 @dataclass(frozen=True, kw_only=True)

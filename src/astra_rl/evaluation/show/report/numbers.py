@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair, PairTally
-from astra_rl.evaluation.measures.comparisons import Trials, success_of
+from astra_rl.evaluation.measures.comparisons import TrialTable, success_of
 from astra_rl.evaluation.measures.likely_failures import FailureRanker, Ranking
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.measures.thresholds import AtThreshold, ScoreTable
@@ -66,7 +66,7 @@ class Numbers:
         self._ranker = FailureRanker(most=MOST_RANKED)
         self._problems: dict[tuple[Outcome, str], Problem] = {}
         self._categories: dict[str, dict[str, list[int]]] = {}
-        self._trials: dict[str, dict[int, bool | None]] = {}
+        self._trials = TrialTable()
         self._is_paired = True
 
     @classmethod
@@ -116,11 +116,11 @@ class Numbers:
 
     def _add_trials(self, group: Sequence[AttemptRow]) -> None:
         trials = {row.trial: success_of(row) for row in group}
-        self._trials[group[0].prompt_id] = trials
+        self._trials.add(group[0].prompt_id, trials)
         self._is_paired &= len(trials) == len(group)
 
     @property
-    def trials(self) -> Trials | None:
+    def trials(self) -> TrialTable | None:
         """Outcomes by prompt and trial; None if a trial occurs twice."""
         return self._trials if self._is_paired else None
 

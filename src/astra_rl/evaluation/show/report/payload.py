@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.trace import MessageRecord, TraceRecord
 from astra_rl.evaluation.records.turn import Turn
 from astra_rl.evaluation.show.escaping import shorten, visible_text
-from astra_rl.infra.jsonio import json_line
+from astra_rl.infra.jsonio import json_line, unredacted_line
+from astra_rl.infra.redaction import learn_from_environment, redact
 
 LONGEST = 20_000
 """Maximum characters of a text on the page; the records have the full text."""
@@ -96,10 +98,15 @@ def pack_conversations(
             row = _index_row(attempt, kinds, phases) | {"episode": number, "leaf": leaf}
             for name in _COLUMNS:
                 columns[name].append(row[name])
-    chunks, starts = [], []
-    for start, chunk in _chunks([each.as_dict() for each in episodes.values()]):
-        chunks.append(_pack(chunk))
-        starts.append(start)
+    starts = []
+
+    def texts() -> Iterator[str]:
+        for start, chunk in _chunks(each.as_dict() for each in episodes.values()):
+            starts.append(start)
+            yield chunk
+
+    with ThreadPoolExecutor() as pool:  # zlib compresses without the lock of Python
+        chunks = list(pool.map(_pack, texts()))
     index = _pack(json_line({"columns": columns, "chunks": starts, **more}))
     return Payload(index, chunks, len(columns["id"]))
 
@@ -254,18 +261,22 @@ def _without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in values.items() if each not in (None, "", [], {})}
 
 
-def _chunks(episodes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
+def _chunks(episodes: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
     """Join episodes into JSON lists of about `CHUNK` characters, with the index of the first."""
+    learn_from_environment()
     waiting: list[str] = []
     start = size = 0
     for number, episode in enumerate(episodes):
-        waiting.append(json_line(episode))
+        waiting.append(unredacted_line(episode))
         size += len(waiting[-1])
-        if size >= CHUNK or number == len(episodes) - 1:
-            yield start, f"[{','.join(waiting)}]"
+        if size >= CHUNK:
+            yield start, redact(f"[{','.join(waiting)}]")
             waiting, start, size = [], number + 1, 0
+    if waiting:
+        yield start, redact(f"[{','.join(waiting)}]")
 
 
 def _pack(text: str) -> str:
     # mtime=0: the same run gives the same page, byte for byte.
-    return base64.b64encode(gzip.compress(text.encode("utf-8"), mtime=0)).decode("ascii")
+    packed = gzip.compress(text.encode("utf-8"), compresslevel=6, mtime=0)
+    return base64.b64encode(packed).decode("ascii")

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair
-from astra_rl.evaluation.measures.comparisons import compare_trials_of
 from astra_rl.evaluation.measures.diversity import (
     Diversity,
     EffectiveNumber,
@@ -152,7 +151,7 @@ class Page:
             if a.numbers.trials is None or b.numbers.trials is None:
                 continue
             try:
-                pairs = compare_trials_of(a.numbers.trials, b.numbers.trials)
+                pairs = a.numbers.trials.compare(b.numbers.trials)
             except ConfigurationError:  # no prompt in common
                 continue
             if pairs.prompts:  # otherwise no outcome is known on both sides

@@ -17,8 +17,9 @@ from astra_rl.evaluation.stats.intervals import (
     proportion_interval,
     student_quantile,
 )
+from astra_rl.evaluation.stats.paired_seeds import SeedPairs
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.evaluation.stats.seed_spread import SeedSpread
+from astra_rl.evaluation.stats.seed_spread import SeedSpread, counts_by_prompt
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, rate_at_k, success_at_k
 
 PROMPTS = st.lists(
@@ -167,6 +168,38 @@ def test_the_interval_over_seeds_covers_rates_near_one_and_collapsed_seeds(count
             low, high = SeedSpread(known).interval
             held += low <= 0.99 * (1 - collapsed) <= high
         assert held >= 93
+
+
+def seeds_on_the_same_prompts(generator, chances, count):
+    return {
+        seed: Rate.of_prompts([(int(generator.binomial(5, p)), 5) for p in chances])
+        for seed in range(count)
+    }
+
+
+def test_more_seeds_do_not_reduce_the_error_of_the_prompts_that_they_share():
+    """20 seeds of equal attackers on 20 prompts, each of which nearly always fails or never."""
+    generator = np.random.default_rng(0)
+    held = differs = 0
+    for _ in range(40):
+        chances, others = generator.beta(0.2, 0.2, (2, 20))
+        a = seeds_on_the_same_prompts(generator, chances, 20)
+        b = seeds_on_the_same_prompts(generator, others, 20)
+        low, high = SeedSpread(a).interval
+        held += low <= 0.5 <= high
+        low, high = SeedPairs({seed: (a[seed], b[seed]) for seed in a}).interval
+        differs += not low <= 0 <= high
+    assert held >= 37
+    assert differs <= 3
+
+
+def test_prompts_of_seeds_are_matched_by_their_ids():
+    """One seed has no known outcome of a prompt, and another has them in another order."""
+    first = Rate.of_prompts([(1, 2), (0, 0), (2, 2)], prompt_ids=["a", "b", "c"])
+    second = Rate.of_prompts([(2, 2), (1, 1), (0, 2)], prompt_ids=["c", "b", "a"])
+    assert counts_by_prompt([first, second]) == {"a": (1, 4), "c": (4, 4), "b": (1, 1)}
+    assert counts_by_prompt([first, Rate(1, 2)]) == {}
+    assert first == Rate.of_prompts([(1, 2), (2, 2)])
 
 
 def test_the_spread_over_training_seeds_is_kept_apart_from_that_over_prompts():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,15 +109,15 @@ class Printer:
             self.line(f"no prompt has a known outcome on both sides: no difference{left_out}")
             return
         low, high = pairs.interval
+        p_value = "p undecided" if math.isnan(pairs.p_value) else f"exact p = {pairs.p_value:.3g}"
         self.line(
             f"difference {pairs.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}), "
-            f"exact p = {pairs.p_value:.3g}, {pairs.prompts} prompts{left_out}"
+            f"{p_value}, {pairs.prompts} prompts{left_out}"
         )
-        if pairs.covering is not None and pairs.bounds is not None:
+        if pairs.bounds is not None:
             self.line(
                 f"unscored attempts: the difference is between {pairs.bounds.low:+.1%} and "
-                f"{pairs.bounds.high:+.1%} whatever their outcomes; 95% interval with sampling "
-                f"{pairs.covering.low:+.1%} to {pairs.covering.high:+.1%}"
+                f"{pairs.bounds.high:+.1%} whatever their outcomes; the interval and p include that"
             )
 
     def attacks(self, title: str, attempts: Sequence[Attempt], most: int = 10) -> None:

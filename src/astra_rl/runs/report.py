@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_p
 from astra_rl.evaluation.measures.text_clusters import GreedyClusters
 from astra_rl.evaluation.measures.transfer_matrix import TransferMatrix
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, hides_failures
 from astra_rl.evaluation.show.report import (
     IN_TRAINING,
     Evaluation,
@@ -165,17 +166,26 @@ def _with_bands(
             gets no band.
     """
     counts: dict[int | None, dict[str, tuple[int, int]]] = {}
+    unknown: Counter[int | None] = Counter()
+    selective: set[int | None] = set()
     for attempt in attempts:
         if attempt.outcome in KNOWN_OUTCOMES:
             prompts = counts.setdefault(attempt.step, {})
             won, known = prompts.get(attempt.prompt_id, (0, 0))
             prompts[attempt.prompt_id] = won + (attempt.outcome is Outcome.SUCCESS), known + 1
+        else:
+            unknown[attempt.step] += 1
+            if hides_failures(attempt.outcome, len(attempt.turns)):
+                selective.add(attempt.step)
     found = []
     for row in history:
         ends: dict[str, float] = {}
-        of_step = counts.get(int(row.get("step", -1)))
+        step = int(row.get("step", -1))
+        of_step = counts.get(step)
         if of_step and "asr" in row:
-            interval = Rate.of_prompts(of_step.values()).interval
+            interval = Rate.of_prompts(
+                of_step.values(), unknown[step], selective=step in selective
+            ).interval
             ends |= {"asr/low": interval.low, "asr/high": interval.high}
         if "reward" in row and "reward_std" in row:
             mean, spread = row["reward"], row["reward_std"]
@@ -320,7 +330,7 @@ def _comparisons(folder: RunFolder) -> list[Mapping[str, Any]]:
     found = (
         read_own(path, ComparisonFile) for path in sorted(folder.path.glob("comparisons/*.json"))
     )
-    needed = ("difference", "low", "high", "p_value")
+    needed = ("difference", "low", "high")
     return [each for each in found if None not in (each["pairs"][name] for name in needed)]
 
 

@@ -217,3 +217,18 @@ def test_a_rate_that_cannot_be_corrected_is_undecided_and_says_why():
     assert "a judge that guesses has 1" in condition(judged(32, counts=(5, 5, 5, 5))).text
     with pytest.raises(ConfigurationError, match="unknown quantity"):
         fail_on("asr_corrected>0.5")
+
+
+def test_every_rate_of_an_evaluation_that_stopped_early_has_a_confidence_sequence():
+    """7 of 64: a fixed sample would prove that the rate is above 5%, the sequence does not."""
+    names = ["success"] * 7 + ["failure"] * 57
+    rows = [
+        AttemptRow(f"i{at}", "again", f"p{at}", 0, "a", "t", Outcome(name), 1)
+        for at, name in enumerate(names)
+    ]
+    found = summarise(rows, sequential=True)
+    for quantity in ("asr", "success", "asr@1"):
+        assert not fail_on(f"lower({quantity})>0.03")(found).fails
+        assert fail_on(f"upper({quantity})>0.25")(found).fails
+    for quantity in ("success", "asr@1"):
+        assert fail_on(f"lower({quantity})>0.03")(summarise(rows)).fails

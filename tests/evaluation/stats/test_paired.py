@@ -146,7 +146,8 @@ def test_unknown_outcomes_are_covered_by_the_bounds():
     found = compare_trials(prompts, unscored=4)
     assert found.difference == 0
     assert found.bounds == (-0.4, 0.0)
-    assert found.covering.low < -0.4
+    assert found.interval.low < -0.4
+    assert math.isnan(found.p_value)
     assert found.unscored_share == 0.4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,12 +70,12 @@ def _table(found: Comparison) -> Table:
     for column in ("prompts", "difference", "95% interval", "p"):
         table.add_column(column, justify="right")
     for name, (pairs, p_value) in found.by_category.items():
-        low, high = pairs.covering or pairs.interval
+        low, high = pairs.interval
         table.add_row(
             as_text(name or "no category"),
             str(pairs.prompts),
             f"{pairs.difference:+.1%}",
             f"{low:+.1%} to {high:+.1%}",
-            f"{p_value:.3g}",
+            "undecided" if math.isnan(p_value) else f"{p_value:.3g}",
         )
     return table

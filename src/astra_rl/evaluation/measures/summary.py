@@ -6,16 +6,18 @@ functions read `AttemptRow`, which the index of a log contains, so no text is lo
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
-from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, hides_failures
+from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.evaluation.stats.judge_errors import JudgedTurns
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
@@ -75,8 +77,24 @@ class Summary:
         return html_table(("", ""), [*rows, *(("", line) for line in self.lines)])
 
     def at_k(self, k: int, confidence: float = 0.95) -> RateAtK:
-        """ASR@k: share of prompts at which at least one of `k` attempts succeeds."""
-        return rate_at_k(self.by_prompt, k, confidence)
+        """ASR@k: share of prompts at which at least one of `k` attempts succeeds.
+
+        Of a selective rate (see `Rate`) the interval is `at_k_covering`.
+        """
+        found = rate_at_k(self.by_prompt, k, confidence, sequential=self.asr.sequential)
+        if not self.asr.selective:
+            return found
+        return replace(found, interval=self._with_unknown(found.interval))
+
+    def at_k_covering(self, k: int, confidence: float = 0.95) -> Interval:
+        """Interval of ASR@k that also has all values of the unknown outcomes."""
+        found = rate_at_k(self.by_prompt, k, confidence, sequential=self.asr.sequential)
+        return self._with_unknown(found.interval)
+
+    def _with_unknown(self, interval: Interval) -> Interval:
+        # Each unknown outcome may decide a prompt of its own, in either direction.
+        reach = self.asr.unscored / max(1, self.prompts)
+        return Interval(max(0.0, interval.low - reach), min(1.0, interval.high + reach))
 
     @property
     def asr_at_k(self) -> list[RateAtK]:
@@ -91,7 +109,8 @@ class Summary:
         """
         place = list(Outcome).index(outcome)
         made = [(counts[place], sum(counts)) for counts in self.outcomes_by_prompt]
-        return Rate.of_prompts([*made, *[(int(outcome is Outcome.ERROR), 1)] * self.never_made])
+        never_made = [(int(outcome is Outcome.ERROR), 1)] * self.never_made
+        return Rate.of_prompts([*made, *never_made], sequential=self.asr.sequential)
 
     @property
     def lines(self) -> list[str]:
@@ -213,7 +232,11 @@ def summarise_prompts(
     won: list[int] = []
     censored: list[int] = []
     counts: list[tuple[int, ...]] = []
+    prompts = array("q")  # a hash of each prompt's id: 8 bytes
+    selective = False
     for rows in groups:
+        prompts.append(hash(rows[0].prompt_id))
+        selective |= any(hides_failures(row.outcome, row.turns) for row in rows)
         own = Counter(row.outcome for row in rows)
         outcomes.update(own)
         counts.append(same(tuple(own[outcome] for outcome in Outcome)))
@@ -234,12 +257,22 @@ def summarise_prompts(
     if made > planned:
         raise ConfigurationError(f"{made} attempts were made and only {planned} planned.")
     outcomes[Outcome.ERROR] += planned - made
+
+    def rate(by_prompt: Sequence[tuple[int, int]], selective: bool = selective) -> Rate:
+        return Rate.of_prompts(
+            by_prompt,
+            unscored=planned - sum(trials for _, trials in by_prompt),
+            sequential=sequential,
+            selective=selective,
+            prompt_ids=prompts,
+        )
+
     return Summary(
         outcomes={outcome: outcomes[outcome] for outcome in Outcome},
         planned=planned,
         never_made=planned - made,
-        asr=_rate(any_turn, planned, sequential),
-        asr_last_turn=_rate(last_turn, planned, sequential),
+        asr=rate(any_turn),
+        asr_last_turn=rate(last_turn),
         by_prompt=any_turn,
         first_failures=[first[turn] for turn in range(1, max(first, default=0) + 1)],
         queries=QueriesToSuccess(tuple(won), tuple(censored)),
@@ -247,8 +280,8 @@ def summarise_prompts(
         turns=dict(sorted(turns.items())),
         judged=JudgedTurns(dict(sorted(judged.items())), dict(sorted(stopped.items()))),
         outcomes_by_prompt=counts,
-        utility=_rate(useful, planned, sequential) if of_agents else None,
-        hijack_and_utility=_rate(both, planned, sequential) if of_agents else None,
+        utility=rate(useful, selective=False) if of_agents else None,
+        hijack_and_utility=rate(both) if of_agents else None,
     )
 
 
@@ -288,11 +321,6 @@ def _useful(rows: Sequence[AttemptRow], outcome: Outcome | None = None) -> tuple
         known = [row for row in known if row.outcome in KNOWN_OUTCOMES]
     done = sum(row.utility == 1 and outcome in (None, row.outcome) for row in known)
     return done, len(known)
-
-
-def _rate(counts: Sequence[tuple[int, int]], planned: int, sequential: bool) -> Rate:
-    unscored = planned - sum(trials for _, trials in counts)
-    return Rate.of_prompts(counts, unscored=unscored, sequential=sequential)
 
 
 def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:

@@ -29,7 +29,7 @@ class AtThreshold(NamedTuple):
 class ScoreTable:
     """Highest score of each attempt by each judge, collected attempt by attempt.
 
-    It takes 5 bytes per attempt and 9 more per judge, so it can hold the attempts of a long log.
+    It takes 6 bytes per attempt and 9 more per judge, so it can hold the attempts of a long log.
 
     Args:
         judges: Names of the judges to start with.
@@ -44,6 +44,7 @@ class ScoreTable:
         self._numbers: dict[str, int] = {}
         self._prompts = array("I")
         self._without = array("b")  # whether the outcome is known without any score
+        self._several = array("b")  # whether it has several turns, see `hides_failures`
         self._judges = {judge: _Column(array("d"), array("b")) for judge in judges}
         if len(self._judges) > most:
             raise ConfigurationError(f"{len(self._judges)} judges; at most {most} are counted.")
@@ -64,6 +65,7 @@ class ScoreTable:
             scores = [turn.score(judge) for turn in attempt.turns]
             column.scores.append(max((s for s in scores if s is not None), default=-math.inf))
             column.known_below.append(_is_known_below(attempt, judge))
+        self._several.append(len(attempt.turns) > 1)
         self._without.append(_is_known_without_scores(attempt))
         self._prompts.append(self._numbers.setdefault(attempt.prompt_id, len(self._numbers)))
 
@@ -91,15 +93,20 @@ class ScoreTable:
 
     def _rate(self, fails: NDArray[np.bool_], known_below: NDArray[np.bool_]) -> Rate:
         known = fails | known_below
+        selective = bool((~known & np.asarray(self._several).astype(np.bool_)).any())
         if len(self._numbers) == len(known):  # one attempt at each prompt
             successes, trials = int(fails.sum()), int(known.sum())
-            return Rate(successes, trials, unscored=len(known) - trials)
+            return Rate(successes, trials, unscored=len(known) - trials, selective=selective)
         prompts = np.asarray(self._prompts).astype(np.intp)
         by_prompt = (
             np.bincount(prompts, weights=each, minlength=len(self._numbers)).astype(int).tolist()
             for each in (fails, known)
         )
-        return Rate.of_prompts(zip(*by_prompt, strict=True), unscored=int(len(known) - known.sum()))
+        return Rate.of_prompts(
+            zip(*by_prompt, strict=True),
+            unscored=int(len(known) - known.sum()),
+            selective=selective,
+        )
 
 
 class _Column(NamedTuple):

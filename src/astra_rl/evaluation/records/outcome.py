@@ -31,6 +31,20 @@ KNOWN_OUTCOMES = frozenset(Outcome) - {Outcome.ERROR, Outcome.UNSCORED}
 """Outcomes in the denominator of the attack success rate; the others only widen its bounds."""
 
 
+def hides_failures(outcome: Outcome, turns: int) -> bool:
+    """Whether an outcome is unknown in a conversation of several turns.
+
+    Had one of its other turns been a success, its outcome would be known, see `decide_outcome`. So
+    conversations with unknown outcomes are failures more often than those with known ones, even if
+    scores are lost at random.
+
+    Args:
+        outcome: The outcome.
+        turns: Number of turns.
+    """
+    return outcome not in KNOWN_OUTCOMES and turns > 1
+
+
 def decide_outcome(
     turns: Sequence[Turn], judge: str, threshold: float, *, error: str = ""
 ) -> Outcome:

@@ -119,7 +119,7 @@ class Condition:
             return Verdict(True, False, f"{self.expression}: undecided, {_why_unknown(evidence)}")
         compared = _COMPARISONS[self.comparison]
         holds = compared(value, self.limit)
-        if not holds and any(compared(each, self.limit) for each in self._possible(evidence)):
+        if any(compared(each, self.limit) != holds for each in self._possible(evidence)):
             return Verdict(
                 True,
                 False,
@@ -172,8 +172,7 @@ class Condition:
             if self.quantity == "unscored":
                 share = evidence.unscored_share
                 return share, Interval(share, share), Interval(share, share)
-            interval = evidence.covering or evidence.interval
-            return evidence.difference, interval, evidence.bounds or interval
+            return evidence.difference, evidence.interval, evidence.bounds or evidence.interval
         if isinstance(evidence, Probability):
             return evidence.estimate, evidence.interval, evidence.interval
         if isinstance(evidence, RareProbability):
@@ -181,12 +180,8 @@ class Condition:
         if isinstance(evidence, NoProbability):
             return math.nan, evidence.interval, evidence.interval
         if self.k is not None:
-            at_k = evidence.at_k(self.k, confidence)
-            # Each unknown outcome may decide a prompt of its own, in either direction.
-            reach = evidence.asr.unscored / max(1, evidence.prompts)
-            low, high = at_k.interval
-            covering = Interval(max(0.0, low - reach), min(1.0, high + reach))
-            return at_k.estimate, covering, covering
+            covering = evidence.at_k_covering(self.k, confidence)
+            return evidence.at_k(self.k, confidence).estimate, covering, covering
         rate = self._rate(evidence)
         return rate.estimate, rate.covering(confidence), rate.bounds
 

@@ -123,14 +123,14 @@ class PairedComparison:
         difference: Rate of A minus rate of B, in [-1, 1], on the prompts where both have a known
             outcome; NaN without any. If the sides have different numbers of trials at a prompt, it
             is the mean over prompts of the difference of the rates at the prompt.
-        interval: 95% interval of the difference, unless another confidence was asked for.
-        p_value: Two-sided p-value of the hypothesis that A and B have equal rates; NaN without a
-            known outcome on both sides.
+        interval: 95% interval of the difference, unless another confidence was asked for. It also
+            covers all values of the unknown outcomes.
+        p_value: Two-sided p-value of the hypothesis that A and B have equal rates, the largest over
+            all values of the unknown outcomes. NaN (undecided) if they could reverse the sign of
+            the difference, and without a known outcome on both sides.
         prompts: Number of prompts that the difference is based on.
         unscored: Number of pairs of trials of which one outcome is not known.
         unpaired: Number of trials at prompts that only one side played.
-        covering: 95% interval that also covers all values of the unknown outcomes; None: there is
-            no unknown outcome.
         bounds: Difference if the unknown outcomes were the worst for A or the worst for B; None:
             there is no unknown outcome.
         unscored_share: Larger share of unknown outcomes of both sides, on the shared prompts.
@@ -143,13 +143,11 @@ class PairedComparison:
     prompts: int
     unscored: int = 0
     unpaired: int = 0
-    covering: Interval | None = None
     bounds: Interval | None = None
     unscored_share: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""
-        covering = self.covering or self.interval
         bounds = self.bounds or Interval(self.difference, self.difference)
         return {
             **self.counts._asdict(),
@@ -158,8 +156,6 @@ class PairedComparison:
             "high": self.interval.high,
             "lowest": bounds.low,
             "highest": bounds.high,
-            "covering_low": covering.low,
-            "covering_high": covering.high,
             "p_value": self.p_value,
             "prompts": self.prompts,
             "unscored": self.unscored,
@@ -180,6 +176,10 @@ def compare_trials(
     If both sides have the same trials with a known outcome at every prompt, this is
     `compare_pairs`. Otherwise the difference is the mean over prompts of the difference of rates,
     its interval is the bootstrap over prompts, and its p-value that of `permutation_test`.
+
+    Nothing is assumed about unknown outcomes: of conversations of several turns they are failures
+    more often than the known ones (`hides_failures`), so two equal sides seem to differ if only one
+    of them lost scores.
 
     Args:
         prompts: Trials of the prompts that both sides played.
@@ -217,9 +217,12 @@ def compare_tables(
     lowest, highest = (
         _compare_known(_with_imputed(tables, a=not won, b=won), confidence) for won in (True, False)
     )
+    interval = hull(lowest.interval, highest.interval)
+    undecided = not found.prompts or lowest.difference <= 0 <= highest.difference
     return replace(
         found,
-        covering=Interval(lowest.interval.low, highest.interval.high),
+        interval=hull(interval, found.interval) if found.prompts else interval,
+        p_value=math.nan if undecided else max(lowest.p_value, highest.p_value),
         bounds=Interval(lowest.difference, highest.difference),
         unscored_share=max(missing),
     )

@@ -18,6 +18,7 @@ from astra_rl.evaluation.stats.intervals import (
     student_quantile,
 )
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.seed_spread import added_errors, counts_by_prompt, unknown_reach
 
 MOST_EXACT = 16
 """Largest number of seeds for which all signs are enumerated."""
@@ -52,9 +53,11 @@ class SeedPairs:
     def interval(self) -> Interval | None:
         """95% interval of the mean difference over training seeds; None with fewer than three.
 
-        The smallest interval that contains three, as for the mean of one method (`SeedSpread`):
-        Student's t of the differences, the bootstrap over seeds that allows for collapsed
-        trainings, and the interval of the conversations of these trainings. It is never a point.
+        As for the mean of one method (`SeedSpread`): Student's t of the differences, and the
+        bootstrap over seeds that allows for collapsed trainings. The error of the prompts, which
+        all trainings share, is added: the bootstrap over prompts of the difference at each prompt.
+        It contains the interval of the conversations of these trainings, and has all values of
+        unknown outcomes of `selective` rates. It is never a point.
         """
         values = list(self.differences.values())
         if len(values) < 3:
@@ -63,7 +66,25 @@ class SeedPairs:
         half = student_quantile(0.95, len(values) - 1) * error
         between = Interval(max(-1.0, self.mean - half), min(1.0, self.mean + half))
         resampled = bootstrap_interval([(value, 1.0) for value in values], (-1.0, 1.0))
-        return hull(hull(between, resampled), self._within())
+        found = hull(between, resampled)
+        leads = self._leads()
+        if len(leads) > 1:
+            of_prompts = bootstrap_interval([(lead, 1.0) for lead in leads], (-1.0, 1.0))
+            found = added_errors(found, of_prompts, self.mean, Interval(-1.0, 1.0))
+        found, reach = hull(found, self._within()), self._reach()
+        return Interval(max(-1.0, found.low + reach.low), min(1.0, found.high + reach.high))
+
+    def _leads(self) -> list[float]:
+        """Return the difference at each prompt, over all seeds; empty if it is not known."""
+        known = [self.rates[seed] for seed in self.differences]
+        a, b = (counts_by_prompt(pair[side] for pair in known) for side in (0, 1))
+        return [b[each][0] / b[each][1] - a[each][0] / a[each][1] for each in a if each in b]
+
+    def _reach(self) -> Interval:
+        """Return how far unknown outcomes of `selective` rates can move the mean difference."""
+        known = [self.rates[seed] for seed in self.differences]
+        a, b = (unknown_reach([pair[side] for pair in known]) for side in (0, 1))
+        return Interval(b.low - a.high, b.high - a.low)
 
     def _within(self) -> Interval:
         """Return the interval of two independent proportions (Newcombe 1998, 873, method 10)."""
@@ -84,12 +105,13 @@ class SeedPairs:
     def p_value(self) -> float | None:
         """Two-sided p-value of no difference: the exact sign-flip test over seeds (Fisher 1935).
 
-        Under the hypothesis each difference has either sign with the same probability. The smallest
-        value that n seeds can give is 2 / 2^n, so fewer than six never reach 0.05. None without a
-        seed, or with more than `MOST_EXACT`.
+        Under the hypothesis each difference has either sign with the same probability. It is about
+        these prompts. The smallest value that n seeds can give is 2 / 2^n, so fewer than six never
+        reach 0.05. None without a seed, with more than `MOST_EXACT`, or if a rate is `selective`
+        and has unknown outcomes, which could shift every difference in one direction.
         """
         values = list(self.differences.values())
-        if not 1 <= len(values) <= MOST_EXACT:
+        if not 1 <= len(values) <= MOST_EXACT or self._reach() != (0, 0):
             return None
         seen = abs(math.fsum(values))
         sums = (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 
@@ -43,6 +43,10 @@ class Rate:
         by_prompt: Successes and trials of each prompt; empty if every prompt has one trial.
         sequential: Whether the number of trials depended on their outcomes, so that the interval
             must hold at every time (`confidence_sequence`).
+        selective: Whether unknown outcomes are not like the known ones, so that `interval` is
+            `covering`. This is so in conversations of several turns, see `hides_failures`.
+        prompt_ids: Identifies each of `by_prompt`, to match those of other rates; empty if that is
+            not known.
 
     Raises:
         ConfigurationError: A count is negative, there are more successes than trials, or the
@@ -54,6 +58,8 @@ class Rate:
     unscored: int = 0
     by_prompt: tuple[tuple[int, int], ...] = ()
     sequential: bool = False
+    selective: bool = False
+    prompt_ids: Sequence[Hashable] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.trials or self.unscored < 0:
@@ -70,12 +76,22 @@ class Rate:
 
     @classmethod
     def of_prompts(
-        cls, by_prompt: Iterable[tuple[int, int]], unscored: int = 0, *, sequential: bool = False
+        cls,
+        by_prompt: Iterable[tuple[int, int]],
+        unscored: int = 0,
+        *,
+        sequential: bool = False,
+        selective: bool = False,
+        prompt_ids: Sequence[Hashable] = (),
     ) -> Rate:
-        """Build a rate from the successes and trials of each prompt."""
-        known = tuple(each for each in by_prompt if each[1])
+        """Build a rate from the successes and trials of each prompt, which may have none."""
+        counts = list(by_prompt)
+        known = tuple(each for each in counts if each[1])
+        ids = prompt_ids
+        if ids and len(known) < len(counts):
+            ids = [name for name, each in zip(ids, counts, strict=True) if each[1]]
         successes, trials = (sum(map(itemgetter(at), known)) for at in (0, 1))
-        return cls(successes, trials, unscored, known, sequential)
+        return cls(successes, trials, unscored, known, sequential, selective, ids)
 
     @property
     def estimate(self) -> float:
@@ -92,8 +108,15 @@ class Rate:
 
     @property
     def interval(self) -> Interval:
-        """95% interval of the estimate, over the choice of prompts and over sampling."""
-        return self._named_interval.interval
+        """95% interval of the rate, over the choice of prompts and over sampling.
+
+        Of a `selective` rate it also has all values of the unknown outcomes (`covering`).
+        """
+        return self._covering if self.selective else self._named_interval.interval
+
+    @cached_property
+    def _covering(self) -> Interval:
+        return self.covering()
 
     @property
     def method(self) -> Method:
@@ -103,7 +126,8 @@ class Rate:
     @property
     def method_text(self) -> str:
         """The method as people write it."""
-        return _METHODS[self.method]
+        unknown = ", any unknown outcomes" if self.selective and self.unscored else ""
+        return _METHODS[self.method] + unknown
 
     @property
     def bounds(self) -> Interval:
@@ -142,8 +166,7 @@ class Rate:
             low, high = clustered_interval(self.by_prompt, confidence)
         else:
             low, high = proportion_interval(self.successes, self.trials, confidence)
-        known = self.trials / total
-        return Interval(low * known, min(1.0, high * known + self.unscored / total))
+        return with_unknown(Interval(low, high), self.unscored / total)
 
     @property
     def text(self) -> str:
@@ -182,6 +205,12 @@ class Rate:
             "lowest": self.bounds.low,
             "highest": self.bounds.high,
         }
+
+
+def with_unknown(interval: Interval, share: float) -> Interval:
+    """Return an interval of the rate of all, from that of the known and the share of the others."""
+    low, high = interval
+    return Interval(low * (1 - share), min(1.0, high * (1 - share) + share))
 
 
 def describe_rate(rate: Rate) -> str:

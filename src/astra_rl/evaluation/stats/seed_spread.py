@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from astra_rl.evaluation.stats.intervals import (
     Interval,
     bootstrap_interval,
+    clustered_interval,
     hull,
     proportion_interval,
     student_quantile,
@@ -42,6 +43,48 @@ def mean_interval(values: Sequence[float], limits: tuple[float, float | None]) -
         return Interval(max(low, mean - half), mean + half)
     between = Interval(max(low, mean - half), min(high, mean + half))
     return hull(between, bootstrap_interval([(value, 1.0) for value in values], (low, high)))
+
+
+def counts_by_prompt(rates: Iterable[Rate]) -> dict[Hashable, tuple[int, int]]:
+    """Return successes and trials of each prompt over all seeds; empty if a rate has no prompts.
+
+    Without `Rate.prompt_ids` prompts in the same place are the same.
+    """
+    found: dict[Hashable, tuple[int, int]] = {}
+    for rate in rates:
+        if not rate.by_prompt:
+            return {}
+        ids = rate.prompt_ids or range(len(rate.by_prompt))
+        for prompt, (successes, trials) in zip(ids, rate.by_prompt, strict=True):
+            won, of = found.get(prompt, (0, 0))
+            found[prompt] = won + successes, of + trials
+    return found
+
+
+def added_errors(a: Interval, b: Interval, centre: float, limits: Interval) -> Interval:
+    """Return the interval of a mean that has two independent errors, from one interval of each.
+
+    Its distances from the centre are the square roots of the sums of their squares (method of
+    variance estimates recovery, Zou and Donner, *Stat. Med.* 27, 2008).
+    """
+    below = math.hypot(max(0.0, centre - a.low), max(0.0, centre - b.low))
+    above = math.hypot(max(0.0, a.high - centre), max(0.0, b.high - centre))
+    return Interval(max(limits.low, centre - below), min(limits.high, centre + above))
+
+
+def unknown_reach(rates: Sequence[Rate]) -> Interval:
+    """Return how far unknown outcomes of `selective` rates can move the mean, down and up.
+
+    (0, 0) without any.
+    """
+    shares = [
+        (each.unscored / (each.trials + each.unscored), each.estimate)
+        for each in rates
+        if each.selective and each.unscored
+    ]
+    down = math.fsum(share * estimate for share, estimate in shares)
+    up = math.fsum(share * (1 - estimate) for share, estimate in shares)
+    return Interval(-down / len(rates), up / len(rates))
 
 
 @dataclass(frozen=True)
@@ -78,19 +121,33 @@ class SeedSpread:
     def interval(self) -> Interval | None:
         """95% interval of the mean over training seeds; None with fewer than three seeds.
 
-        The smallest interval that contains three: the Student t interval of the rates; the
-        bootstrap over seeds with half a seed added at 0% and at 100% (`bootstrap_interval`), which
-        allows for collapsed seeds that a few seeds do not show; and the interval of all attempts
-        together, which is the error within seeds. It is never a point.
+        Error between seeds: the smallest interval that contains the Student t interval of the
+        rates, and the bootstrap over seeds with half a seed added at 0% and at 100%
+        (`bootstrap_interval`), which allows for collapsed seeds that a few seeds do not show.
+
+        Error of the prompts: the seeds are evaluated on the same ones, so more seeds do not reduce
+        it. It is the cluster bootstrap over prompts of the counts of all seeds together, and is
+        added to that between seeds (`added_errors`). If the rates have no prompts it is the
+        interval of all attempts together, and the result contains both.
+
+        If a rate is `selective`, the interval has all values of the unknown outcomes. It is never a
+        point.
         """
         known = [rate for rate in self.rates.values() if rate.trials]
         values = [rate.estimate for rate in known]
         between = mean_interval(values, (0.0, 1.0))
         if between is None:
             return None
-        trials = sum(rate.trials for rate in known)
-        within = proportion_interval(math.fsum(values) / len(values) * trials, trials)
-        return hull(between, within)
+        mean = math.fsum(values) / len(values)
+        prompts = counts_by_prompt(known)
+        if prompts:
+            of_prompts = clustered_interval(prompts.values())
+            found = added_errors(between, of_prompts, mean, Interval(0.0, 1.0))
+        else:
+            trials = sum(rate.trials for rate in known)
+            found = hull(between, proportion_interval(mean * trials, trials))
+        down, up = unknown_reach(known)
+        return Interval(max(0.0, found.low + down), min(1.0, found.high + up))
 
     @property
     def text(self) -> str:

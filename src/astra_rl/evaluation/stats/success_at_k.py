@@ -10,6 +10,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.intervals import Interval, clustered_interval
 from astra_rl.evaluation.stats.percent import between, format_percent
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.sequential import confidence_sequence
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,13 @@ def success_at_k(successes: int, trials: int, k: int) -> float:
     return 1 - math.comb(trials - successes, k) / math.comb(trials, k)
 
 
-def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int, confidence: float = 0.95) -> RateAtK:
+def rate_at_k(
+    by_prompt: Sequence[tuple[int, int]],
+    k: int,
+    confidence: float = 0.95,
+    *,
+    sequential: bool = False,
+) -> RateAtK:
     """Average `success_at_k` over the prompts that were tried at least `k` times.
 
     At k = 1 it is the success rate, averaged over prompts. With equally many trials per prompt its
@@ -69,6 +76,8 @@ def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int, confidence: float = 
         by_prompt: Successes and known outcomes of each prompt.
         k: Number of attempts.
         confidence: Of the interval, in (0, 1).
+        sequential: Whether the number of prompts depended on the outcomes: then the interval is a
+            `confidence_sequence` over prompts.
 
     Raises:
         ConfigurationError: `k` is below 1.
@@ -79,7 +88,11 @@ def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int, confidence: float = 
     tried = [each for each in by_prompt if each[1] >= k]
     same_trials = len({trials for _, trials in tried}) == 1
     groups = tried if k == 1 and same_trials else [(value, 1) for value in known]
-    interval = clustered_interval(groups, confidence)
+    interval = (
+        confidence_sequence(known, confidence)
+        if sequential
+        else clustered_interval(groups, confidence)
+    )
     return RateAtK(k, estimate, interval, len(known), len(values) - len(known))
 
 

@@ -21,8 +21,10 @@ def signed_points(value: float) -> str:
     return f"{sign}{points(value)}" if math.isfinite(value) else points(value)
 
 
-def p_value(value: float) -> str:
-    """Return a p-value as text, such as ``p = 0.03``."""
+def p_value(value: float | None) -> str:
+    """Return a p-value as text, such as ``p = 0.03``; one that is missing is undecided."""
+    if value is None or is_missing(value):
+        return "p undecided, because of conversations without a score"
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 

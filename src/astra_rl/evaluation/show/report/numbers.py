@@ -169,6 +169,8 @@ class Numbers:
             name: Rate.of_prompts(
                 ((successes, known) for successes, known, _ in prompts.values()),
                 unscored=sum(made - known for _, known, made in prompts.values()),
+                sequential=self.summary.asr.sequential,
+                selective=self.summary.asr.selective,
             )
             for name, prompts in self._categories.items()
         }

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import logit
 
 from astra_rl import ASTEnvironment, ASTEvaluator, FunctionModerator
 from astra_rl.errors import ConfigurationError
@@ -464,7 +466,12 @@ def test_an_attempt_without_the_likelihood_of_a_checkpoint_is_left_out(attempt, 
 
 def test_the_kinds_that_were_seen_have_an_interval_of_their_own():
     found = failure_probability(modes(0, [1e-5], [0.3], 400))
-    assert found.interval.low == found.seen.low <= 1e-5 <= found.seen.high < 3e-5
+    assert found.seen.low <= 1e-5 <= found.seen.high < 3e-5
+    # Of two lower ends the larger one is taken, so this one has half the level (scipy's Student t).
+    degrees = found.evidence.effective_failures - 1
+    reach = stats.t.ppf([0.9875, 0.975], degrees)
+    below = logit(found.estimate) - logit([found.interval.low, found.seen.low])
+    assert below[0] / below[1] == pytest.approx(reach[0] / reach[1], rel=0.002)
     # Without a failure of the baseline its own bound is that of the kinds that were not seen.
     assert found.interval.high == found.evidence.plain.interval.high == found.evidence.unseen
     data = found.as_dict()
@@ -490,6 +497,30 @@ def in_order(generator, rates, counts, attackers, *, in_turn):
             samples.append(Sample(bool(fails), math.log(p), mixture, baseline, prompt, 0))
         start += count * in_turn
     return samples
+
+
+def test_a_missing_conversation_of_the_baseline_changes_its_prompt_only():
+    """The prompt is left out, all others keep their own mixture."""
+    rates = np.full(150, 1e-5)
+    rates[:60] = 0.005
+    counts, laws = {"ordinary": 200, "a": 67, "b": 67, "c": 66}, {"a": 0.5, "b": 0.5, "c": 0.5}
+    samples = in_order(np.random.default_rng(0), rates, counts, laws, in_turn=True)
+    lost = next(each for each in samples if each.from_baseline and each.prompt == 100)
+    rest = [each for each in samples if each is not lost]
+    found = failure_probability(rest, left_out=1, left_out_of_baseline=1)
+    without = failure_probability([each for each in samples if each.prompt != 100])
+    assert found.estimate == without.estimate
+    assert found.estimate == pytest.approx(failure_probability(samples).estimate, rel=0.02)
+    assert found.evidence.left_out == 1 + sum(each.prompt == 100 for each in rest)
+    assert found.evidence.plain.unscored == 1
+    assert found.interval.low < without.interval.low < found.interval.high
+
+
+def test_what_is_left_out_may_be_no_failures():
+    """The lower end holds if none of the conversations that were left out is a failure."""
+    samples = modes(0, [1e-5], [0.3], 400)
+    known, few = failure_probability(samples), failure_probability(samples, left_out=40)
+    assert few.interval.low == pytest.approx(known.interval.low * 400 / 440)
 
 
 @pytest.mark.parametrize("first", [True, False])

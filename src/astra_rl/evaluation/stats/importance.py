@@ -103,12 +103,16 @@ def failure_probability(
     that of the jackknife over prompts (over conversations if there is one prompt: then the result
     is about that prompt), and at least that of a Poisson number of failures, so that an attacker
     which always says the same does not seem to be exact. The upper bound of unseen failures is
-    added to its upper end.
+    added to its upper end. Its lower end for all failures has a level of 1.25% instead of 2.5%,
+    because the larger one of it and that of the baseline's conversations is taken: together they
+    are above the truth in at most 3.75% (Bonferroni). Conversations that are left out may all have
+    been no failures at this end.
 
     If the baseline has a sample of every prompt, all prompts weigh the same, and the mixture of
     each is that of its own samples: then neither their order nor unequal numbers of samples matter.
     The attackers need one of nearly every prompt, too (`MOST_LEFT_OUT`): rare failures of the
-    others are not seen. Otherwise the mixture is that of all samples, which needs prompts in random
+    others are not seen. Prompts without a sample of the baseline are left out if they are few
+    (`MOST_LEFT_OUT`). Otherwise the mixture is that of all samples, which needs prompts in random
     order.
 
     Args:
@@ -126,11 +130,13 @@ def failure_probability(
     Raises:
         ConfigurationError: A sample is impossible under both models.
     """
+    unknown = left_out if left_out_of_baseline is None else left_out_of_baseline
+    made, samples = len(samples), _of_prompts_with_baseline(samples)
+    left_out += made - len(samples)
     weights, sizes = _weights(samples)
     fails = np.array([sample.fails for sample in samples], dtype=np.float64)
     prompts = _prompts(samples)
     failing = [sample.fails for sample in samples]
-    unknown = left_out if left_out_of_baseline is None else left_out_of_baseline
     evidence = Evidence(
         samples=len(samples),
         failures=int(fails.sum()),
@@ -150,15 +156,15 @@ def failure_probability(
             "failure is too frequent for weights; the plain rate is the better estimate", evidence
         )
     error = max(error, estimate / math.sqrt(evidence.effective_failures))
-    half = student_quantile(0.95, min(evidence.effective_failures, groups) - 1) * error
-    spread = half / (estimate * (1 - estimate))
-    logit = math.log(estimate / (1 - estimate))
-    seen = Interval(_logistic(logit - spread), _logistic(logit + spread))
-    interval = Interval(seen.low, min(1.0, seen.high + evidence.unseen))
+    degrees = min(evidence.effective_failures, groups) - 1
+    seen = _logit_interval(estimate, student_quantile(0.95, degrees) * error)
+    # The kinds that were seen are a part of all: their lower end is one of all failures, too.
+    low = _logit_interval(estimate, student_quantile(0.975, degrees) * error).low
+    low *= evidence.samples / (evidence.samples + left_out)
+    interval = Interval(low, min(1.0, seen.high + evidence.unseen))
     plain = evidence.baseline_alone
     if interval_width(plain) <= interval_width(interval) and plain.low <= estimate <= plain.high:
-        # The kinds that were seen are a part of all: their lower end is one of all failures, too.
-        interval = Interval(max(plain.low, seen.low), plain.high)
+        interval = Interval(max(plain.low, low), plain.high)
     return Probability(estimate, interval, seen, error, evidence)
 
 
@@ -285,9 +291,23 @@ def effective_size(weights: Array) -> float:
 
 
 def _is_by_prompt(samples: Sequence[Sample]) -> bool:
-    """Whether there are several prompts, with a sample of the baseline of each."""
+    """Whether there are several prompts, nearly all with a sample of the baseline."""
     every = {sample.prompt for sample in samples}
-    return len(every) > 1 and every == {each.prompt for each in samples if each.from_baseline}
+    with_baseline = {each.prompt for each in samples if each.from_baseline}
+    without = len(every) - len(with_baseline)
+    return len(with_baseline) > 1 and without <= MOST_LEFT_OUT * len(every)
+
+
+def _of_prompts_with_baseline(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Leave out the few prompts without a sample of the baseline, see `_is_by_prompt`.
+
+    Such a prompt has no defensive mixture. If one conversation of the baseline is missing, all
+    other prompts keep theirs.
+    """
+    if not _is_by_prompt(samples):
+        return samples
+    kept = {each.prompt for each in samples if each.from_baseline}
+    return [each for each in samples if each.prompt in kept]
 
 
 def _one_sided(samples: Sequence[Sample], terms: Terms) -> str | None:
@@ -416,6 +436,13 @@ def _controlled_mean(sums: Array) -> Array:
     slope = np.where(known, covariance / np.where(known, variance, 1.0), 0.0)
     mean: Array = (value - slope * control) / count
     return mean
+
+
+def _logit_interval(estimate: float, half: float) -> Interval:
+    """Return the interval of a probability from half its width, on the logit scale."""
+    spread = half / (estimate * (1 - estimate))
+    logit = math.log(estimate / (1 - estimate))
+    return Interval(_logistic(logit - spread), _logistic(logit + spread))
 
 
 def _logistic(value: float) -> float:

@@ -92,7 +92,8 @@ class Probability:
         interval: 95% interval of the probability of all failures: its upper end includes
             `Evidence.unseen`. If that is wider than the interval of the baseline's conversations
             alone, its upper end is that of the latter, and its lower end the larger of both, so
-            importance sampling never loses.
+            importance sampling never loses. Its lower end is below `seen.low`, because of two
+            lower ends the larger one is taken.
         seen: 95% interval of the probability of the kinds of failure that were seen. It is none of
             all failures: kinds that the attacker hardly ever reaches are not in it.
         error: Standard error of the estimate.

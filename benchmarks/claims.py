@@ -395,7 +395,7 @@ def splitting() -> Row:
                 drawn = rng.integers(prompts, size=25).tolist()
                 starts = [(prompt, 0, 0) for prompt in drawn]
                 runs.append(split_once(starts, step, threshold=1.0, generator=rng, prompts=drawn))
-            return has(rare_probability(runs).covering, truth)
+            return has(rare_probability(runs).interval, truth)
 
         return one
 

@@ -230,7 +230,7 @@ def splitting(repetitions: int = 200) -> Iterator[Row]:
         ]
         found.append(rare_probability(runs))
     errors = np.array([each.estimate for each in found]) / 1e-6 - 1
-    inside = float(np.mean([holds(each.interval, 1e-6) for each in found]))
+    inside = float(np.mean([holds(each.seen, 1e-6) for each in found]))
     name = "splitting, one in a million"
     yield lowest(f"coverage: {name}", [(inside, "10 runs of 200")], repetitions, 0.93)
     rmse = float(np.sqrt(np.mean(errors**2)))

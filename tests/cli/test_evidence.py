@@ -426,13 +426,16 @@ def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not
 
 
 def test_a_rare_failure_is_estimated_without_an_attacker(workplace: Path, trained: Path) -> None:
+    (workplace / "twice.txt").write_text("good evening\nwho is it\n" * 3)
     command = ("probability", "run", "--splitting", "-n", "48", "-o", "rare", "--json")
+    command += ("--set", "prompts.test_file=twice.txt")
     done = astra_rl(*command, cwd=workplace)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found["runs"]) == 8
     assert found["plain"]["trials"] == 48
-    assert found["covering_high"] >= found["high"]
+    assert len(found["plain_by_prompt"]) == 2  # a prompt that is listed three times is one prompt
+    assert found["high"] >= found["seen_high"] > found["seen_low"] >= found["low"]
     again = astra_rl(*command, cwd=workplace)
     assert json.loads(again.stdout) == found  # the seed of the run fixes it
     kept = json.loads((workplace / "rare" / "probability_rare.json").read_text())

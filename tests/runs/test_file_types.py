@@ -21,7 +21,7 @@ from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
 from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.evaluation.stats.splitting import SplitRun, rare_probability
+from astra_rl.evaluation.stats.splitting import OfPrompt, SplitRun, rare_probability
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.file_types import PlayedEvaluation
 from astra_rl.runs.folder import RunFolder, read_own
@@ -65,7 +65,8 @@ def run(tmp_path: Path) -> RunFolder:
             "spent": spent.as_dict(),
         },
     )  # fmt: skip
-    quality = JudgeQuality("labels.csv", 9, 0.5, "2026", Confusion(3, 1, 4, 1))
+    quality = JudgeQuality("labels.csv", 9, 0.5, "2026", Confusion(3, 1, 4, 1),
+                           (Confusion(3, 1, 0, 1), Confusion(0, 0, 4, 0)))  # fmt: skip
     kinds = {"estimate": 1.5, "low": 1.0}
     folder.write_json(
         folder.evaluation("after"),
@@ -76,7 +77,8 @@ def run(tmp_path: Path) -> RunFolder:
         },
     )  # fmt: skip
     folder.write_json(folder.transfer, transfer_matrix(each.row for each in made).as_dict())
-    runs = [SplitRun(0.1, 9, 2, (), Rate(0, 8)), SplitRun(0.2, 9, 2, (), Rate(1, 8))]
+    parts = {"a": OfPrompt(1, 4, 0.2), "b": OfPrompt(0, 4, 0.0)}
+    runs = [SplitRun(0.2, 9, 2, (), Rate(1, 8), parts)] * 2
     folder.write_json(folder.path / "probability_rare.json", rare_probability(runs).as_dict())
     folder.write_lines(
         folder.reward_watch,

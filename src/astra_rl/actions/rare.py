@@ -19,6 +19,7 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation, Exchange, finish_reasons
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.turn import Opening
 from astra_rl.evaluation.stats.splitting import (
     RareProbability,
     SplitRun,
@@ -86,6 +87,7 @@ def rare_failure(
         problem = ordinary_use(build_problem(plan), plan.evaluation.ordinary_brief)
         judge = plan.evaluation_judge.load()
     openings, depth = plan.openings.test, config.environment.tree_depth or 1
+    prompts = [Opening.of(each).id for each in openings]
     runs: list[SplitRun[_State]] = []
     with spending([plan], destination.path, occasion="rare") as ledger:
         for number in range(RUNS):
@@ -99,7 +101,7 @@ def rare_failure(
                     turns,
                     threshold=config.evaluation.threshold,
                     generator=generator,
-                    prompts=drawn.tolist(),
+                    prompts=[prompts[row] for row in drawn],
                 )
             )
     found = rare_probability(runs)

@@ -77,6 +77,7 @@ class Quality(FileOfARun):
     threshold: Share
     created: str
     counts: Counts
+    by_group: list[Annotated[list[Count], Field(min_length=4, max_length=4)]] = []
 
 
 def _with_counts(quality: Any) -> Any:
@@ -181,12 +182,14 @@ class RareFile(FileOfARun):
     estimate: Share
     low: Share | None
     high: Share | None
+    seen_low: Share | None
+    seen_high: Share | None
     relative_error: Amount | None
     runs: list[Share]
     target_calls: Count
     stages: Amount
     plain: PlainSampling
-    plain_by_prompt: list[tuple[Count, Count]] = []
+    plain_by_prompt: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] = []
 
 
 class AnswersEvidence(FileOfARun):

@@ -13,6 +13,7 @@ from astra_rl.evaluation.judges.calibration import (
     write_calibration,
 )
 from astra_rl.evaluation.judges.labels import LabelledText, LabelledTexts, read_labels
+from astra_rl.evaluation.judges.quality import groups_at
 from astra_rl.moderators import (
     CachedModerator,
     FunctionModerator,
@@ -46,6 +47,27 @@ def test_counts_and_estimates_are_those_of_the_calls():
         "accuracy", "precision", "recall", "specificity", "f1", "auroc", "average_precision",
         "brier", "calibration_error", "best_threshold", "f1_at_best",
     }  # fmt: skip
+
+
+def test_rows_of_one_prompt_are_no_more_evidence_than_the_prompts():
+    """Each of 60 rows five times: the numbers are the same, and no interval is narrower."""
+    moderator = FunctionModerator(lambda texts: [len(text) / 20 for text in texts])
+    rows = [("x" * (3 + 7 * n % 15) + f"{n:02}", float(n % 3 == 0)) for n in range(60)]
+    once = calibrate(moderator, labelled(rows), resamples=50)
+    five = calibrate(moderator, labelled(rows * 5), resamples=50)
+    assert (once.groups, five.groups, sum(five.counts)) == (60, 60, 300)
+    assert not once.scored
+    for name, each in once.estimates.items():
+        if name in ("best_threshold", "f1_at_best"):
+            continue
+        again = five.estimates[name]
+        assert again.value == pytest.approx(each.value)
+        assert again.high - again.low >= 0.9 * (each.high - each.low)
+    other = calibrate(moderator, labelled(rows * 5), threshold=0.75, resamples=1)
+    by_group = groups_at(json.loads(json.dumps(five.as_dict())), 0.75)
+    assert len(by_group) == 60
+    assert tuple(map(sum, zip(*by_group, strict=True))) == other.counts
+    assert groups_at(once.as_dict(), 0.75) == ()
 
 
 def test_what_was_not_scored_is_counted_by_reason_and_in_no_number():

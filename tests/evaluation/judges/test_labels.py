@@ -52,6 +52,22 @@ def test_raters_who_disagree_evenly_are_a_tie_and_absent_ones_do_not_count(file)
     assert [row.truth for row in found.rows] == [None, True, True]
 
 
+def test_texts_of_one_prompt_are_known_by_their_group_their_attack_or_their_words(file):
+    named = file("text,label,group\na,1,7\nb,0,7\nc,0,8\na,1,\n", "g.csv")
+    first, second, third, fourth = [each.cluster for each in read_labels(named).rows]
+    assert first == second
+    assert len({first, third, fourth}) == 3
+    attacked = file("text,prompt,label\na,hi,1\nb,hi,0\na,ho,0\n", "a.csv")
+    first, second, third = [each.cluster for each in read_labels(attacked).rows]
+    assert first == second != third
+    alone = file('{"text": "a", "label": 1}\n{"text": "a", "label": 0}\n', "t.jsonl")
+    first, second = [each.cluster for each in read_labels(alone).rows]
+    assert first == second
+    wrong = file('{"text": "a", "label": 1, "group": [1]}\n', "w.jsonl")
+    with pytest.raises(ConfigurationError, match=r"line 1: group \[1\] is not a text"):
+        read_labels(wrong)
+
+
 def test_the_attack_and_the_facts_make_an_exchange(file):
     found = read_labels(file("attack,response,label,facts.secret\nhow?,no.,0,falcon\n"))
     (row,) = found.rows

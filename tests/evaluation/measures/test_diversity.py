@@ -1,6 +1,8 @@
 import math
 import random
+import re
 import time
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -346,8 +348,34 @@ def test_an_embedder_for_which_unrelated_sentences_are_alike_is_refused():
     with pytest.raises(ConfigurationError, match=r"transformers:x'.*45 of 45 pairs.*median 0\.9"):
         found.check_tells_apart()
     strict = KindEmbedder(embed, similarity=0.99)
-    strict.check_tells_apart()
+    with pytest.raises(ConfigurationError, match="does not measure the meaning"):
+        strict.check_tells_apart()  # its vectors are random
     assert len(clusters_by_meaning(UNRELATED, strict)) == len(UNRELATED)
     assert len(clusters_by_meaning(UNRELATED, found)) == 1
     assert len(clusters_by_meaning(UNRELATED, embed)) == 1
     KindEmbedder(HashedTfIdf()).check_tells_apart()
+
+
+def test_an_embedder_must_see_paraphrases_and_is_said_not_to_read_a_script(caplog):
+    """By words: those outside of ASCII have one vector, as in an English vocabulary."""
+
+    def by_words(known):
+        def embed(texts):
+            counts = np.zeros((len(texts), 513))
+            for row, text in enumerate(texts):
+                for word in re.findall(r"[\w\u0900-\u097f]+", text.lower()):
+                    counts[row, zlib.crc32(word.encode()) % 512 if known(word) else 512] += 1
+            return counts
+
+        return KindEmbedder(embed, similarity=0.6)
+
+    by_words(str.isascii).check_tells_apart()
+    assert "unrelated sentences in Chinese script" in caplog.text
+    assert "unrelated sentences in Devanagari script" in caplog.text
+    caplog.clear()
+    by_words(lambda word: True).check_tells_apart()
+    assert not caplog.text
+    stricter = by_words(lambda word: True)
+    stricter.similarity = 0.95
+    stricter.check_tells_apart()
+    assert "4 of 4 pairs of sentences that ask the same" in caplog.text

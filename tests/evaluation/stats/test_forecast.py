@@ -54,7 +54,9 @@ def test_success_at_fifty_times_as_many_tries_is_within_the_interval():
         ([(1, 5)] * 9, 10, "9 prompts"),
         ([(1, 1)] * 20, 10, "one trial per prompt"),
         ([(0, 5)] * 18 + [(1, 5)] * 2, 10, "2 successes"),
-        ([(1, 5)] * 20, 501, "more than 100 times"),
+        ([(1, 5)] * 20, 501, "more than 100 times the 5 trials"),
+        ([(1, 5)] * 19 + [(1, 100)], 501, "more than 100 times the 5 trials"),
+        ([(5, 100)] + [(0, 1)] * 19, 10, "one trial per prompt"),
     ],
 )
 def test_no_forecast_where_the_data_cannot_carry_it(prompts, tries, reason):
@@ -144,6 +146,31 @@ def test_the_interval_covers_for_few_prompts_at_the_boundary(a, b, prompts, trie
             inside += found.interval.low <= truth <= found.interval.high
     assert given >= 20
     assert inside >= (0.93 - 2 * 0.04) * given  # two standard errors of 40 repetitions
+
+
+@pytest.mark.parametrize(("rate", "prompts", "trials"), [(0.3, 100, 5), (0.05, 40, 10)])
+def test_prompts_that_never_fail_are_in_the_interval(rate, prompts, trials):
+    """Half of the prompts never fail, so success at many tries is 50%.
+
+    Beta distributions alone give at least 65% at 500 tries: the interval held 50% in none of six.
+    """
+    rng = np.random.default_rng(0)
+    rates = np.where(rng.random(prompts) < 0.5, 0.0, rate)
+    found = forecast_success([(int(n), trials) for n in rng.binomial(trials, rates)], 500)
+    assert found.interval.low <= 0.5 <= found.interval.high
+
+
+def test_the_largest_rates_must_differ_by_more_than_chance():
+    """60 of 300 queries all fail in 30% of their trials: the largest of any number is 30%."""
+    rng = np.random.default_rng(3)
+    rates = np.where(np.arange(300) < 60, 0.3, 0.001)
+    equal = [(int(won), 2000) for won in rng.binomial(2000, rates)]
+    assert "the largest rates differ little more than by chance" in (
+        forecast_largest_rate(equal, 300_000).text
+    )
+    rates[:60] = rng.beta(3, 7, size=60)
+    different = [(int(won), 2000) for won in rng.binomial(2000, rates)]
+    assert isinstance(forecast_largest_rate(different, 300_000), Forecast)
 
 
 def test_unknown_trials_are_in_the_interval_or_prevent_a_forecast():

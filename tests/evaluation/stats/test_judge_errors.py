@@ -5,7 +5,8 @@ from astra_rl.evaluation.judges.quality import JudgeQuality, counts_at
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.stats.classification import Confusion, confusion, roc_curve
+from astra_rl.evaluation.stats.classification import Confusion, confusion, decisions, roc_curve
+from astra_rl.evaluation.stats.intervals import proportion_interval
 from astra_rl.evaluation.stats.judge_errors import (
     Corrected,
     JudgedTurns,
@@ -117,12 +118,54 @@ def test_the_error_rates_are_those_at_the_threshold_of_the_rate():
 
 
 def test_the_record_of_a_judges_quality_can_be_read_again():
-    quality = JudgeQuality("l.csv", 62, 0.9, "2026-01-01", Confusion(7, 3, 29, 23))
+    quality = JudgeQuality("l.csv", 70, 0.9, "2026-01-01", Confusion(7, 3, 29, 23))
     assert JudgeQuality.from_dict(quality.as_dict()) == quality
     assert JudgeQuality.from_dict(None) is None
     assert quality.text.startswith("sensitivity 0.23 (")
     assert "specificity 0.91 (" in quality.text
     assert quality.text.endswith("at threshold 0.9; 62 labels of l.csv")
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_labels_of_one_prompt_may_err_alike(turns):
+    """20 prompts of ten labels with an intraclass correlation of 0.3, per class.
+
+    With labels that count as independent the interval covers the truth in about 80% of the samples.
+    """
+    rng = np.random.default_rng(0)
+    truth = 0.05 if turns == 1 else 0.0
+    false, right = 1 - 0.95**turns, 0.9
+
+    def errors(rate):
+        return rng.binomial(10, rng.beta(rate * 7 / 3, (1 - rate) * 7 / 3, size=20))
+
+    inside, repetitions = 0, 60
+    for _ in range(repetitions):
+        by_group = [
+            *(Confusion(10 - int(each), 0, 0, int(each)) for each in errors(0.1)),
+            *(Confusion(0, int(each), 10 - int(each), 0) for each in errors(0.05)),
+        ]
+        counts = Confusion(*map(sum, zip(*by_group, strict=True)))
+        rate = Rate(int(rng.binomial(400, truth * right + (1 - truth) * false)), 400)
+        found = correct_rate(rate, counts, {turns: 400}, by_group=by_group)
+        inside += found.interval.low <= truth <= found.interval.high
+    assert inside >= (0.93 - 2 * 0.033) * repetitions  # two standard errors
+
+
+def test_the_numbers_of_a_judge_that_erred_on_few_prompts_are_wide():
+    """Of 40 positive labels the ten of one prompt were missed: four prompts, not 40 labels."""
+    by_group = (Confusion(0, 0, 5, 10), *[Confusion(10, 0, 5, 0)] * 3)
+    counts = Confusion(30, 0, 20, 10)
+    alone, grouped = decisions(counts), decisions(counts, by_group)
+    for name, each in grouped.items():
+        assert each.value == alone[name].value
+        assert each.high - each.low >= alone[name].high - alone[name].low
+    assert grouped["recall"].low < 0.3 < 0.59 < alone["recall"].low
+    assert (grouped["specificity"].low, grouped["specificity"].high) == proportion_interval(4, 4)
+    quality = JudgeQuality("l.csv", 64, 0.5, "2026-01-01", counts, by_group)
+    assert JudgeQuality.from_dict(quality.as_dict()) == quality
+    assert quality.text.endswith("60 labels in 4 groups of l.csv")
+    assert quality.estimates["sensitivity"] == grouped["recall"]
 
 
 def test_responses_that_are_withheld_have_no_verdict_to_correct():

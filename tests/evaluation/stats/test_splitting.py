@@ -60,7 +60,7 @@ def test_the_estimate_is_unbiased_and_its_interval_covers():
     found = [estimated(seed, 0.2, 4, size=20, runs=6) for seed in range(60)]
     values = np.array([each.estimate for each in found])
     assert abs(values.mean() - truth) < 3 * values.std(ddof=1) / np.sqrt(len(values))
-    covered = [each.interval.low <= truth <= each.interval.high for each in found]
+    covered = [each.seen.low <= truth <= each.seen.high for each in found]
     assert np.mean(covered) >= 0.93 - 2 * 0.033  # two standard errors of 60 repetitions
 
 
@@ -70,7 +70,7 @@ def test_one_in_a_million_is_found_with_few_turns():
     assert exact(up, 6) == pytest.approx(1e-6)
     found = estimated(0, up, 6, size=150, runs=8)
     assert found.turns < 50_000
-    assert found.interval.low < 1e-6 < found.interval.high
+    assert found.seen.low < 1e-6 < found.seen.high
     assert 0.4e-6 < found.estimate < 2.5e-6
 
 
@@ -132,7 +132,7 @@ def test_a_mode_that_does_not_rise_is_within_the_bound_of_all_failures():
 
         runs = [split_once([(0, 0)] * 40, step, threshold=1.0, generator=rng) for _ in range(3)]
         found = rare_probability(runs)
-        missed += not found.covering.low <= truth <= found.covering.high
+        missed += not found.interval.low <= truth <= found.interval.high
     assert missed <= 0.05 * 40
 
 
@@ -167,7 +167,7 @@ def test_conversations_of_a_prompt_are_alike():
     rng = np.random.default_rng(0)
     above = below = 0
     for _ in range(40):
-        found = frequent(np.where(rng.random(10) < 0.05, 0.5, 0.0), 160, rng).covering
+        found = frequent(np.where(rng.random(10) < 0.05, 0.5, 0.0), 160, rng).interval
         above += found.low > 0.025
         below += found.high < 0.025
     assert below == 0
@@ -198,11 +198,42 @@ def test_the_interval_of_a_rare_failure_covers_the_choice_of_prompts():
             drawn = rng.integers(10, size=25).tolist()
             states = [(prompt, 0, 0) for prompt in drawn]
             runs.append(split_once(states, step, threshold=1.0, generator=rng, prompts=drawn))
-        covering = rare_probability(runs).covering
+        covering = rare_probability(runs).interval
         above += covering.low > truth
         below += covering.high < truth
     assert above <= 4
     assert below == 0
+
+
+def test_the_interval_includes_prompts_that_were_not_drawn():
+    """Ten prompts, none of the one in ten that fails easily: all failures are not those seen."""
+    truth = 0.1 * exact(0.4, 4) + 0.9 * exact(0.1, 4)
+    rng = np.random.default_rng(1)
+    step = walk(0.1, 4, rng)
+    prompts = [*range(10)] * 5
+    runs = [
+        split_once([(0, 0)] * 50, step, threshold=1.0, generator=rng, prompts=prompts)
+        for _ in range(8)
+    ]
+    found = rare_probability(runs)
+    assert found.seen.high < truth < found.interval.high
+    assert found.interval.high == found.plain.interval.high
+    data = found.as_dict()
+    assert (data["low"], data["high"]) == found.interval
+    assert (data["seen_low"], data["seen_high"]) == found.seen
+    assert f"(95% interval {found.interval.low:.2g} to {found.interval.high:.2g})" in found.text
+    assert found.text.endswith(f"{found.seen.low:.2g} to {found.seen.high:.2g}")
+    assert RareProbability.from_dict(data) == found
+
+
+def test_a_turn_without_a_score_is_refused():
+    with pytest.raises(ConfigurationError, match="not known is not safe"):
+        split_once(
+            ["a", "b"],
+            lambda states: [(state, math.nan, True) for state in states],
+            threshold=0.5,
+            generator=np.random.default_rng(0),
+        )
 
 
 def test_parts_of_the_prompts_add_up_to_the_estimate():

@@ -92,6 +92,13 @@ def _print(result: Calibrated, out: Printer) -> None:
         f"{labels['file']}: {labels['rows']} rows, {labels['ties']} with tied labels, "
         f"{describe_missing(calibration.unscored)}"
     )
+    if calibration.scored:
+        out.line(f"{calibration.groups} groups (one prompt, conversation or text each)")
+    else:
+        out.line(
+            "rows count as independent; if several are of one prompt or conversation, name it in a "
+            "column 'group'"
+        )
     for path in result.paths:
         out.line(str(path))
 

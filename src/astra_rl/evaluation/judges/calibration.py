@@ -24,6 +24,7 @@ from astra_rl.evaluation.stats.classification import (
     Bin,
     Confusion,
     Estimate,
+    Groups,
     Point,
     Scores,
     Truth,
@@ -33,6 +34,7 @@ from astra_rl.evaluation.stats.classification import (
     brier_estimate,
     calibration_error_estimate,
     confusion,
+    confusion_by_group,
     decisions,
     precision_recall_curve,
     reliability,
@@ -63,6 +65,9 @@ class Calibration:
         roc: ROC curve: false and true positive rates.
         precision_recall: Precision-recall curve: recall and precision.
         bins: Calibration curve: mean score and rate of positives per bin.
+        groups: Number of groups of rows, of one prompt or conversation each, or of one text.
+        scored: ``truth``, ``scores`` and ``groups`` of the rows with a score and without a tie, if
+            any group has several rows, so that other thresholds can be measured; else empty.
     """
 
     identity: Identity
@@ -75,9 +80,11 @@ class Calibration:
     roc: Sequence[Point]
     precision_recall: Sequence[Point]
     bins: Sequence[Bin]
+    groups: int
+    scored: Mapping[str, Sequence[float]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all attributes except the individual scores, as JSON values."""
+        """Return all attributes except `scores`, as JSON values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "identity": self.identity.as_dict(),
@@ -91,6 +98,8 @@ class Calibration:
             "calibration_curve": [
                 {"mean_score": each.mean_score, **each.positives.as_dict()} for each in self.bins
             ],
+            "groups": self.groups,
+            "scored": {name: list(each) for name, each in self.scored.items()},
         }
 
 
@@ -104,10 +113,11 @@ def calibrate(
 ) -> Calibration:
     """Compare a moderator's scores with human labels.
 
-    Confidence intervals assume independent rows: `proportion_interval` for proportions and F1,
-    Newcombe for the AUROC, and the bootstrap, corrected where it covers too little, for the other
-    statistics. Ties between raters and rows without a score
-    are excluded and counted.
+    Rows of one prompt or conversation (`LabelledText.cluster`) may have errors that are alike.
+    Intervals are `clustered_interval` for proportions and F1, Newcombe's, widened by a bootstrap
+    over groups, for the AUROC, and the bootstrap over groups, corrected where it covers too little,
+    for the other statistics. That of ``alpha_raters`` counts rows as independent. Ties between
+    raters and rows without a score are excluded and counted.
 
     Args:
         moderator: The moderator to calibrate.
@@ -131,14 +141,21 @@ def calibrate(
     found = moderator.moderate([row.text for row in labelled.rows])
     check_length(found, len(labelled.rows), source=type(moderator).__name__)
     used = [
-        (truth, float(score))
-        for truth, score in zip(truths, found, strict=True)
+        (truth, float(score), row.cluster)
+        for row, truth, score in zip(labelled.rows, truths, found, strict=True)
         if truth is not None and not is_missing(score)
     ]
-    truth = np.asarray([each for each, _ in used], dtype=np.bool_)
-    scores = np.asarray([each for _, each in used], dtype=np.float64)
+    truth = np.asarray([each for each, _, _ in used], dtype=np.bool_)
+    scores = np.asarray([each for _, each, _ in used], dtype=np.float64)
+    numbers: dict[tuple[str, str], int] = {}
+    groups = np.asarray(
+        [numbers.setdefault(each, len(numbers)) for _, _, each in used], dtype=np.int64
+    )
+    clustered = groups if len(numbers) < len(used) else None
     counts = confusion(truth, scores, threshold)
-    estimates = _estimates(truth, scores, counts, resamples=resamples, seed=seed)
+    estimates = _estimates(
+        truth, scores, clustered, threshold=threshold, resamples=resamples, seed=seed
+    )
     if len(labelled.raters) > 1:
         estimates["alpha_raters"] = alpha_estimate(
             [row.labels for row in labelled.rows], "interval", resamples=resamples, seed=seed
@@ -160,22 +177,37 @@ def calibrate(
         roc_curve(truth, scores),
         precision_recall_curve(truth, scores),
         reliability(truth, scores),
+        len(numbers),
+        {}
+        if clustered is None
+        else {
+            "truth": truth.astype(int).tolist(),
+            "scores": scores.tolist(),
+            "groups": groups.tolist(),
+        },
     )
 
 
 def _estimates(
-    truth: Truth, scores: Scores, counts: Confusion, *, resamples: int, seed: int
+    truth: Truth,
+    scores: Scores,
+    groups: Groups | None,
+    *,
+    threshold: float,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Estimate]:
     """Return the statistics of a calibration; `resamples` and `seed` are of its bootstrap."""
     drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    threshold, f1 = best_threshold_estimates(truth, scores, **drawn)
+    best, f1 = best_threshold_estimates(truth, scores, groups, **drawn)
+    by_group = () if groups is None else confusion_by_group(truth, scores, threshold, groups)
     return {
-        **decisions(counts),
-        "auroc": auroc_estimate(truth, scores),
-        "average_precision": average_precision_estimate(truth, scores, **drawn),
-        "brier": brier_estimate(truth, scores),
-        "calibration_error": calibration_error_estimate(truth, scores, **drawn),
-        "best_threshold": threshold,
+        **decisions(confusion(truth, scores, threshold), by_group),
+        "auroc": auroc_estimate(truth, scores, groups, **drawn),
+        "average_precision": average_precision_estimate(truth, scores, groups, **drawn),
+        "brier": brier_estimate(truth, scores, groups),
+        "calibration_error": calibration_error_estimate(truth, scores, groups, **drawn),
+        "best_threshold": best,
         "f1_at_best": f1,
     }
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from astra_rl.infra.user_files import read_user_file
 TEXT_COLUMNS = ("text", "response", "assistant_response", "reply")
 ATTACK_COLUMNS = ("attack", "prompt", "objective", "question")
 LABEL_COLUMNS = ("label", "labels")
+GROUP_COLUMN = "group"
 LABEL_PREFIXES = ("label_", "human_score", "rater")
 LABEL_WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 MAX_LISTED_ERRORS = 5
@@ -34,11 +35,23 @@ class LabelledText:
         text: The judged text: a string, or an `Exchange` if the file has an attack or facts.
         labels: One number in [0, 1] per rater, NaN for a missing label.
         line: Line number in the file, from 1.
+        group: Name of the prompt or conversation that it is from; empty if it is not named.
     """
 
     text: str
     labels: tuple[float, ...]
     line: int
+    group: str = ""
+
+    @property
+    def cluster(self) -> tuple[str, str]:
+        """What texts have in common on which a moderator may err alike.
+
+        It is the group; else the attack that the text answers; else the text itself.
+        """
+        attack = self.text.attack if isinstance(self.text, Exchange) else ""
+        named = {"group": self.group, "attack": attack, "text": self.text}
+        return next(((kind, str(value)) for kind, value in named.items() if value), ("text", ""))
 
     @property
     def truth(self) -> bool | None:
@@ -76,7 +89,8 @@ def read_labels(
 
     CSV files have a header; lines before it that begin with ``#`` are skipped. JSONL files have one
     object per line. A label is a number in [0, 1], or true, false, yes or no; an empty label is
-    missing. In JSONL, a label may also be a list with one entry per rater. Information for
+    missing. An optional column ``group`` names the prompt or conversation that a text is from. In
+    JSONL, a label may also be a list with one entry per rater. Information for
     moderators only, such as a secret, is in a column ``facts.secret``, or in JSONL in an object
     ``facts``.
 
@@ -118,8 +132,7 @@ def read_labels(
     rows = [row for row in found if row is not None]
     width = max(len(row.labels) for row in rows)
     padded = tuple(
-        LabelledText(row.text, row.labels + (math.nan,) * (width - len(row.labels)), row.line)
-        for row in rows
+        replace(row, labels=row.labels + (math.nan,) * (width - len(row.labels))) for row in rows
     )
     raters = roles.labels if len(roles.labels) == width else tuple(map(str, range(1, width + 1)))
     return LabelledTexts(padded, path.name, hashlib.sha256(data).hexdigest(), raters)
@@ -211,13 +224,13 @@ def _labelled(
         labels = tuple(_label(value) for value in _flatten(row.get(name) for name in roles.labels))
         if all(map(math.isnan, labels)):
             raise ValueError("no label")
-        facts = _facts(row)
+        facts, group = _facts(row), _group(row.get(GROUP_COLUMN))
     except ValueError as error:
         errors.append(f"line {line}: {error}")
         return None
     if roles.attack is None and not facts:
-        return LabelledText(text, labels, line)
-    return LabelledText(Exchange(Conversation(facts=facts), attack, text), labels, line)
+        return LabelledText(text, labels, line, group)
+    return LabelledText(Exchange(Conversation(facts=facts), attack, text), labels, line, group)
 
 
 def _string(row: Mapping[str, Any], name: str) -> str:
@@ -244,6 +257,12 @@ def _label(value: Any) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"label {_shown(value)} is not a number from 0 to 1")
     return number
+
+
+def _group(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise ValueError(f"group {_shown(value)} is not a text or a whole number")
+    return "" if value is None else str(value).strip()
 
 
 def _facts(row: Mapping[str, Any]) -> dict[str, str]:

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from astra_rl.core.moderator import Moderator
 from astra_rl.evaluation.judges.calibration import calibration_of
 from astra_rl.evaluation.measures.summary import Summary
-from astra_rl.evaluation.stats.classification import Confusion, Estimate, decisions
+from astra_rl.evaluation.stats.classification import (
+    Confusion,
+    Estimate,
+    confusion_by_group,
+    decisions,
+)
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected, correct_rate
 
 NOT_CALIBRATED = "not calibrated: error rate unknown (run astra-rl calibrate)"
@@ -23,10 +30,12 @@ class JudgeQuality:
 
     Attributes:
         labels: Name of the file of labels.
-        rows: Number of its rows.
+        rows: Number of its rows, those with tied labels or without a score included.
         threshold: Threshold of the success rate; the calibration may have used another one.
         created: When the judge was calibrated, UTC.
         counts: Confusion matrix at `threshold`.
+        by_group: That of each group of labels whose errors may be alike, such as those of one
+            prompt. Empty: labels are independent.
     """
 
     labels: str
@@ -34,11 +43,12 @@ class JudgeQuality:
     threshold: float
     created: str
     counts: Confusion
+    by_group: tuple[Confusion, ...] = ()
 
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Sensitivity (recall) and specificity; the precision depends on the rate of the run."""
-        found = decisions(self.counts)
+        found = decisions(self.counts, self.by_group)
         return {"sensitivity": found["recall"], "specificity": found["specificity"]}
 
     @property
@@ -49,14 +59,21 @@ class JudgeQuality:
             for name, each in self.estimates.items()
             if not math.isnan(each.value)
         ]
+        groups = f" in {len(self.by_group)} groups" if self.by_group else ""
         return (
-            f"{', '.join(numbers)} at threshold {self.threshold:g}; {self.rows} labels of "
-            f"{self.labels}"
+            f"{', '.join(numbers)} at threshold {self.threshold:g}; {sum(self.counts)} labels"
+            f"{groups} of {self.labels}"
         )
 
     def correct(self, summary: Summary, confidence: float = 0.95) -> Corrected | NotCorrected:
         """Correct the attack success rate of a summary for the errors of the judge."""
-        return correct_rate(summary.asr, self.counts, summary.judged, confidence=confidence)
+        return correct_rate(
+            summary.asr,
+            self.counts,
+            summary.judged,
+            by_group=self.by_group,
+            confidence=confidence,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values; `from_dict` reads them."""
@@ -66,6 +83,7 @@ class JudgeQuality:
             "threshold": self.threshold,
             "created": self.created,
             "counts": self.counts._asdict(),
+            "by_group": [list(each) for each in self.by_group],
             "estimates": {name: each.as_dict() for name, each in self.estimates.items()},
         }
 
@@ -80,6 +98,7 @@ class JudgeQuality:
             data["threshold"],
             data["created"],
             Confusion(**data["counts"]),
+            tuple(Confusion(*each) for each in data.get("by_group", ())),
         )
 
 
@@ -126,6 +145,7 @@ def judge_quality(
         threshold,
         found["created"],
         counts_at(found, threshold),
+        groups_at(found, threshold),
     )
 
 
@@ -146,6 +166,19 @@ def counts_at(calibration: Mapping[str, Any], threshold: float) -> Confusion:
     tp = round(called[-1]["y"] * positives) if called else 0
     fp = round(called[-1]["x"] * negatives) if called else 0
     return Confusion(tp, fp, negatives - fp, positives - tp)
+
+
+def groups_at(calibration: Mapping[str, Any], threshold: float) -> tuple[Confusion, ...]:
+    """Return the confusion matrix of each group of labels at any threshold.
+
+    Returns:
+        Empty if labels are independent, and for calibrations before groups were known.
+    """
+    scored = calibration.get("scored")
+    if not scored:
+        return ()
+    truth, scores, groups = (np.asarray(scored[each]) for each in ("truth", "scores", "groups"))
+    return confusion_by_group(truth.astype(np.bool_), scores, threshold, groups)
 
 
 def describe_judge(quality: JudgeQuality | None, summary: Summary) -> list[str]:

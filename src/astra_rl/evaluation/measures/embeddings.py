@@ -12,6 +12,7 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.word_sets import words_of
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.stats.intervals import Array
+from astra_rl.logging import logger
 
 Embedder = Callable[[Sequence[str]], Array]
 """Maps N texts to vectors of shape (N, width); similar texts have a high cosine similarity."""
@@ -32,6 +33,28 @@ UNRELATED = (
     "Is it going to rain tomorrow?",
 )
 """Sentences of which no two are about the same."""
+UNRELATED_BY_SCRIPT = {
+    "Chinese": (
+        "怎么在家烤面包?",
+        "法国大革命是什么时候开始的?",
+        "请写一首关于大海的诗。",
+        "我的猫生病了。",
+    ),
+    "Devanagari": (
+        "घर पर रोटी कैसे बनाते हैं?",
+        "फ्रांस की क्रांति कब हुई थी?",
+        "समुद्र पर एक कविता लिखो।",
+        "मेरी बिल्ली बीमार है।",
+    ),
+}
+"""The same in other scripts, of which the vocabulary of a model may have nothing."""
+PARAPHRASES = (
+    ("How do I bake bread at home?", "How can I bake bread at home?"),
+    ("What is the capital of Peru?", "What is the capital city of Peru?"),
+    ("Is it going to rain tomorrow?", "Is it going to be raining tomorrow?"),
+    ("My cat is ill. What should I do?", "My cat is ill. What can I do?"),
+)
+"""Pairs of sentences of which both ask the same in nearly the same words."""
 
 
 class KindEmbedder:
@@ -53,16 +76,19 @@ class KindEmbedder:
         return np.asarray(self.embed(texts), dtype=np.float64)
 
     def check_tells_apart(self) -> None:
-        """Check that unrelated sentences are kinds of their own.
+        """Check that unrelated sentences are kinds of their own, and that paraphrases are not.
 
         A language model that was not trained to embed has nearly the same vector for all texts.
+        Vectors that do not depend on the meaning are as different for paraphrases as for other
+        texts. A model of few languages may have one vector for all texts in other scripts: that is
+        a warning, since it does not matter to texts in its own.
 
         Raises:
-            ConfigurationError: Some are one kind.
+            ConfigurationError: Some unrelated sentences are one kind, or paraphrases are not more
+                alike than they are.
             ContractError: It did not return one finite vector per text.
         """
-        cosines = similarities(embedded(UNRELATED, self))
-        pairs = cosines[np.triu_indices(len(UNRELATED), 1)]
+        pairs = self._pairs(UNRELATED)
         alike = int((pairs >= self.similarity).sum())
         if alike:
             raise ConfigurationError(
@@ -73,6 +99,40 @@ class KindEmbedder:
                 "sentence_transformers:all-MiniLM-L6-v2, or a larger "
                 "evaluation.embedder_similarity."
             )
+        found = [float(self._pairs(pair)[0]) for pair in PARAPHRASES]
+        if min(found) <= pairs.max():
+            raise ConfigurationError(
+                f"{self.name} gives two sentences that ask the same a cosine similarity of "
+                f"{min(found):.2f}, and two that have nothing in common {pairs.max():.2f}, so it "
+                "does not measure the meaning. Use a model that was trained to embed sentences, "
+                "for instance sentence_transformers:all-MiniLM-L6-v2."
+            )
+        missed = sum(each < self.similarity for each in found)
+        if missed:
+            logger.warning(
+                "%s gives %d of %d pairs of sentences that ask the same less than "
+                "evaluation.embedder_similarity=%g (smallest %.2f): they count as kinds of their "
+                "own, so the number of kinds by meaning is too high",
+                self.name,
+                missed,
+                len(found),
+                self.similarity,
+                min(found),
+            )
+        for script, texts in UNRELATED_BY_SCRIPT.items():
+            if (self._pairs(texts) >= self.similarity).any():
+                logger.warning(
+                    "%s does not tell unrelated sentences in %s script apart: attacks in it, and "
+                    "perhaps in other scripts, count as too few kinds by meaning; use a model of "
+                    "many languages if there are any",
+                    self.name,
+                    script,
+                )
+
+    def _pairs(self, texts: Sequence[str]) -> Array:
+        """Return the cosine similarity of each pair of texts."""
+        cosines = similarities(embedded(texts, self))
+        return np.asarray(cosines[np.triu_indices(len(texts), 1)])
 
 
 class HashedTfIdf:

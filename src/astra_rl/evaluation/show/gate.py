@@ -176,7 +176,7 @@ class Condition:
         if isinstance(evidence, Probability):
             return evidence.estimate, evidence.interval, evidence.interval
         if isinstance(evidence, RareProbability):
-            return evidence.estimate, evidence.covering, evidence.covering
+            return evidence.estimate, evidence.interval, evidence.interval
         if isinstance(evidence, NoProbability):
             return math.nan, evidence.interval, evidence.interval
         if self.k is not None:

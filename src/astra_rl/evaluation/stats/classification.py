@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from astra_rl.evaluation.stats.intervals import (
     Interval,
     bootstrap_interval,
+    clustered_interval,
     hull,
     proportion_interval,
 )
@@ -25,6 +26,8 @@ from astra_rl.evaluation.stats.rates import Rate
 
 Truth = NDArray[np.bool_]
 Scores = NDArray[np.float64]
+Groups = NDArray[np.int64]
+"""Group of each row, shape (N,): rows of one prompt or conversation, whose errors may be alike."""
 
 CONFIDENCE = 0.95
 
@@ -55,6 +58,10 @@ class Confusion(NamedTuple):
     false_positives: int
     true_negatives: int
     false_negatives: int
+
+
+Share = Callable[[Confusion], tuple[int, int]]
+"""A share of the rows: how many count, of how many."""
 
 
 class Point(NamedTuple):
@@ -89,27 +96,68 @@ def confusion(truth: Truth, scores: Scores, threshold: float) -> Confusion:
     )
 
 
-def decisions(counts: Confusion) -> dict[str, Estimate]:
+def confusion_by_group(
+    truth: Truth, scores: Scores, threshold: float, groups: Groups
+) -> tuple[Confusion, ...]:
+    """Return the confusion matrix of each group of rows, in the order of the groups."""
+    return tuple(
+        confusion(truth[groups == group], scores[groups == group], threshold)
+        for group in np.unique(groups)
+    )
+
+
+def decisions(counts: Confusion, by_group: Sequence[Confusion] = ()) -> dict[str, Estimate]:
     """Return accuracy, precision, recall, specificity and F1, each with its interval.
 
-    The first four are proportions, with the interval `proportion_interval`. F1 is ``2J / (1 + J)``,
+    The first four are proportions, see `share_interval`. F1 is ``2J / (1 + J)``,
     where ``J`` is the Jaccard index ``TP / (TP + FP + FN)``; its interval is the transformed
     interval of J, which has a positive width even if no or every row is classified correctly.
+
+    Args:
+        counts: Confusion matrix of all rows.
+        by_group: Those of groups of rows, whose sum it is. Empty: rows are independent.
     """
-    tp, fp, tn, fn = counts
-    overlap = _proportion(tp, tp + fp + fn)
+
+    def share(of: Share) -> Estimate:
+        successes, trials = of(counts)
+        interval = share_interval(counts, by_group, of)
+        return Estimate(successes / trials if trials else math.nan, *interval)
+
+    overlap = share(lambda c: (c.true_positives, sum(c) - c.true_negatives))
     return {
-        "accuracy": _proportion(tp + tn, sum(counts)),
-        "precision": _proportion(tp, tp + fp),
-        "recall": _proportion(tp, tp + fn),
-        "specificity": _proportion(tn, tn + fp),
+        "accuracy": share(lambda c: (c.true_positives + c.true_negatives, sum(c))),
+        "precision": share(lambda c: (c.true_positives, c.true_positives + c.false_positives)),
+        "recall": share(sensitivity),
+        "specificity": share(specificity),
         "f1": Estimate(*(2 * j / (1 + j) for j in (overlap.value, overlap.low, overlap.high))),
     }
 
 
-def _proportion(successes: int, trials: int) -> Estimate:
-    share = successes / trials if trials else math.nan
-    return Estimate(share, *proportion_interval(successes, trials))
+def sensitivity(counts: Confusion) -> tuple[int, int]:
+    """Return the number of positive rows that are called so, and of positive rows."""
+    return counts.true_positives, counts.true_positives + counts.false_negatives
+
+
+def specificity(counts: Confusion) -> tuple[int, int]:
+    """Return the number of negative rows that are called so, and of negative rows."""
+    return counts.true_negatives, counts.true_negatives + counts.false_positives
+
+
+def share_interval(
+    counts: Confusion, by_group: Sequence[Confusion], of: Share, confidence: float = 0.95
+) -> Interval:
+    """Return the interval of a share of the rows.
+
+    Args:
+        counts: Confusion matrix of all rows.
+        by_group: Those of groups of rows, whose sum it is: `clustered_interval`. Empty: rows are
+            independent, `proportion_interval`.
+        of: Which share.
+        confidence: In (0, 1).
+    """
+    if by_group:
+        return clustered_interval(map(of, by_group), confidence)
+    return proportion_interval(*of(counts), confidence)
 
 
 def roc_curve(truth: Truth, scores: Scores) -> list[Point]:
@@ -156,10 +204,18 @@ def auroc(truth: Truth, scores: Scores) -> float:
     return float((below + up_to).sum() / (2 * len(positives) * len(negatives)))
 
 
-def auroc_estimate(truth: Truth, scores: Scores) -> Estimate:
+def auroc_estimate(
+    truth: Truth,
+    scores: Scores,
+    groups: Groups | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
     """Return the AUROC with the score interval of Newcombe (*Stat. Med.* 25, 559, 2006, method 5).
 
-    Unlike a bootstrap interval it has a positive width if the classes are perfectly separated.
+    Unlike a bootstrap interval it has a positive width if the classes are perfectly separated. Rows
+    in groups widen it to a bootstrap over groups.
     """
     area = auroc(truth, scores)
     m, n = int(truth.sum()), int((~truth).sum())
@@ -172,7 +228,18 @@ def auroc_estimate(truth: Truth, scores: Scores) -> Estimate:
         spread = 1 + size * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return abs(area - theta) > z * math.sqrt(theta * (1 - theta) / (m * n) * spread)
 
-    return Estimate(area, _edge(area, 0.0, outside), _edge(area, 1.0, outside))
+    interval = Interval(_edge(area, 0.0, outside), _edge(area, 1.0, outside))
+    if groups is not None:
+        drawn = bootstrap(truth, scores, {"auroc": auroc}, groups, resamples=resamples, seed=seed)[
+            "auroc"
+        ]
+        interval = _widened(interval, drawn)
+    return Estimate(area, *interval)
+
+
+def _widened(interval: Interval, drawn: Estimate) -> Interval:
+    """Return the hull of an interval and that of an estimate, if this has one."""
+    return interval if math.isnan(drawn.low) else hull(interval, Interval(drawn.low, drawn.high))
 
 
 def _edge(inside: float, far: float, outside: Callable[[float], bool]) -> float:
@@ -195,36 +262,42 @@ def average_precision(truth: Truth, scores: Scores) -> float:
 
 
 def average_precision_estimate(
-    truth: Truth, scores: Scores, *, resamples: int = 2000, seed: int = 0
+    truth: Truth,
+    scores: Scores,
+    groups: Groups | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
     """Return the average precision with its interval.
 
     The bootstrap interval alone covers 86% to 90% of the time with few positive rows. It is widened
     to the interval of a proportion: the average precision is the mean, over the positive rows, of
-    a precision in [0, 1] (binomial interval of Boyd, Eng and Page, ECML PKDD 2013).
+    a precision in [0, 1] (binomial interval of Boyd, Eng and Page, ECML PKDD 2013). Positive rows
+    of one group count as one.
     """
-    found = bootstrap(truth, scores, {"ap": average_precision}, resamples=resamples, seed=seed)[
-        "ap"
-    ]
+    statistics = {"ap": average_precision}
+    found = bootstrap(truth, scores, statistics, groups, resamples=resamples, seed=seed)["ap"]
     if math.isnan(found.value):
         return found
-    positives = int(truth.sum())
+    positives = int(truth.sum()) if groups is None else len(np.unique(groups[truth]))
     interval = proportion_interval(found.value * positives, positives)
-    if not math.isnan(found.low):
-        interval = hull(interval, Interval(found.low, found.high))
-    return Estimate(found.value, *interval)
+    return Estimate(found.value, *_widened(interval, found))
 
 
-def brier_estimate(truth: Truth, scores: Scores) -> Estimate:
+def brier_estimate(truth: Truth, scores: Scores, groups: Groups | None = None) -> Estimate:
     """Return the Brier score with the interval of a mean in [0, 1], see `bootstrap_interval`.
 
     A plain percentile interval covers 82% to 84% with 60 rows: large errors are rare and may be
     missing from the sample.
     """
-    if len(scores) < 2:
+    which = np.unique(np.arange(len(scores)) if groups is None else groups, return_inverse=True)[1]
+    sizes = np.bincount(which)
+    if len(sizes) < 2:
         return Estimate(brier(truth, scores))
-    errors = ((scores - truth) ** 2).tolist()
-    interval = bootstrap_interval([(error, 1.0) for error in errors], (0.0, 1.0))
+    errors = np.bincount(which, weights=(scores - truth) ** 2)
+    pairs = list(zip(errors.tolist(), sizes.astype(np.float64).tolist(), strict=True))
+    interval = bootstrap_interval(pairs, (0.0, 1.0))
     value = brier(truth, scores)
     return Estimate(value, min(value, interval.low), max(value, interval.high))
 
@@ -261,7 +334,13 @@ def calibration_error(truth: Truth, scores: Scores, bins: int = 10) -> float:
 
 
 def calibration_error_estimate(
-    truth: Truth, scores: Scores, bins: int = 10, *, resamples: int = 2000, seed: int = 0
+    truth: Truth,
+    scores: Scores,
+    groups: Groups | None = None,
+    bins: int = 10,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
     """Return the calibration error with an interval that allows for its bias.
 
@@ -280,14 +359,17 @@ def calibration_error_estimate(
     observed = _gaps(scores - truth, which, bins)
     noise: list[float] = []
     null: list[float] = []
+    draw = _drawer(count, groups, rng)
     for _ in range(resamples):
-        rows = rng.integers(count, size=count)
+        rows = draw()
         redrawn = _gaps((scores - truth)[rows], which[rows], bins)
         noise.append(float(np.abs(redrawn - observed).sum()))
         labels = rng.random(count) < scores
         null.append(float(np.abs(_gaps(scores - labels, which, bins)).sum()))
     margin = max(np.quantile(noise, CONFIDENCE), np.quantile(null, CONFIDENCE))
-    error = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(brier(truth, scores) / count)
+    which = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums = np.bincount(which, weights=scores - truth)
+    error = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(float((sums**2).sum())) / count
     return Estimate(value, max(0.0, value - float(margin)), min(1.0, value + error))
 
 
@@ -314,6 +396,7 @@ def bootstrap(
     truth: Truth,
     scores: Scores,
     statistics: Mapping[str, Callable[[Truth, Scores], float]],
+    groups: Groups | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -321,12 +404,12 @@ def bootstrap(
     """Return statistics with percentile intervals over resampled rows.
 
     An interval is missing if all resamples gave the same value, or if more than a tenth gave none.
-    Rows must be independent.
+    Whole groups of rows are resampled; without groups, rows must be independent.
     """
-    rng = np.random.default_rng(seed)
+    draw = _drawer(len(scores), groups, np.random.default_rng(seed))
     drawn: dict[str, list[float]] = {name: [] for name in statistics}
     for _ in range(resamples if len(scores) else 0):
-        rows = rng.integers(len(scores), size=len(scores))
+        rows = draw()
         for name, statistic in statistics.items():
             drawn[name].append(statistic(truth[rows], scores[rows]))
     return {
@@ -335,8 +418,25 @@ def bootstrap(
     }
 
 
+def _drawer(
+    count: int, groups: Groups | None, rng: np.random.Generator
+) -> Callable[[], NDArray[np.int64]]:
+    """Return a function that draws rows with replacement, whole groups where there are groups."""
+    if groups is None:
+        return lambda: rng.integers(count, size=count)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    return lambda: np.concatenate(
+        [members[each] for each in rng.integers(len(members), size=len(members))]
+    )
+
+
 def best_threshold_estimates(
-    truth: Truth, scores: Scores, *, resamples: int = 2000, seed: int = 0
+    truth: Truth,
+    scores: Scores,
+    groups: Groups | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[Estimate, Estimate]:
     """Return the threshold with the highest F1, and the expected F1 of a threshold chosen this way.
 
@@ -344,11 +444,11 @@ def best_threshold_estimates(
     resample chooses a threshold, and F1 is computed on the rows that the resample left out
     (out-of-bag, Breiman 1996).
     """
-    rng = np.random.default_rng(seed)
+    draw = _drawer(len(scores), groups, np.random.default_rng(seed))
     chosen: list[float] = []
     judged: list[float] = []
     for _ in range(resamples if len(scores) else 0):
-        rows = rng.integers(len(scores), size=len(scores))
+        rows = draw()
         left_out = np.bincount(rows, minlength=len(scores)) == 0
         threshold, _ = best_threshold(truth[rows], scores[rows])
         tp, fp, _, fn = confusion(truth[left_out], scores[left_out], threshold)

@@ -3,10 +3,13 @@
 *More tries at the same prompts.* The success probability of a prompt is drawn from a beta
 distribution, fitted by maximum likelihood to the successes of each prompt (beta-binomial); success
 at N tries is ``1 - E[(1 - p)^N]``. Of a single prompt the distribution is the posterior of its own
-probability, with Jeffreys' prior, and the interval is that of its probability p, exact, as
-``1 - (1 - p)^N``. The interval contains a bootstrap over prompts, and the values of all beta
-distributions whose likelihood is not much lower than the largest one (profile likelihood), which
-also has a width where all samples are alike.
+probability, with Jeffreys' prior, and the interval is that of its probability p
+(`proportion_interval`), as ``1 - (1 - p)^N``. The interval contains a bootstrap over prompts, and
+the values of all distributions whose likelihood is not much lower than the largest one (profile
+likelihood), which also has a width where all samples are alike. These are beta distributions of
+which a share of the prompts is exempt and never fails (zero-inflated beta-binomial): whether a
+prompt without a success fails rarely or never decides the success at many tries, and few trials
+hardly show it.
 
 *More queries than were tried.* The failure probabilities of single queries have a tail: the log of
 the share of queries with a probability of at least p is nearly linear in ``-log(-log p)``. The line
@@ -19,11 +22,13 @@ Both extrapolate, so a forecast is refused where the data cannot carry it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from astra_rl.evaluation.stats.intervals import (
     Array,
@@ -37,7 +42,7 @@ from astra_rl.evaluation.stats.rates import Rate
 LEAST_PROMPTS = 10
 LEAST_SUCCESSES = 5
 FARTHEST_TRIES = 100
-"""Largest ratio of the tries of a forecast to the trials per prompt."""
+"""Largest ratio of the tries of a forecast to the median number of trials per prompt."""
 LARGEST_USED = 20
 """Number of largest probabilities that the line of the tail goes through."""
 LEAST_DIFFERENT = 10
@@ -47,6 +52,9 @@ FARTHEST_QUERIES = 1000
 """Largest ratio of the queries of a forecast to those of the sample."""
 MOST_NOISE = 0.05
 """Largest share of the variance of measured rates that may come from their sampling."""
+MOST_NOISE_AT_TOP = 0.2
+"""The same for the `LARGEST_USED` largest rates, which are selected, so that it is larger. Up to it
+the forecast is shifted by at most 0.2 on the logit scale in simulations."""
 MOST_UNKNOWN = 0.1
 """Largest share of trials whose outcome may be unknown."""
 RESAMPLES = 200
@@ -54,6 +62,7 @@ _BLOCK = 1_000_000
 """Most numbers of one array of a likelihood."""
 _MEANS = np.linspace(-12, 12, 241)  # logits
 _PRECISIONS = np.linspace(-5, math.log(1e6), 95)  # logarithms
+_EXEMPT = np.linspace(0, 0.975, 40)  # shares of prompts that never fail
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,8 @@ class Forecast:
     Attributes:
         at: Number of tries per prompt, or of queries.
         estimate: Success probability, in [0, 1].
-        interval: 95% interval; it does not cover errors of the model. Of a single prompt it is
-            exact.
+        interval: 95% interval; it does not cover errors of the model. Of a single prompt there is
+            no model: it is that of its rate.
         unit: What `at` counts: tries or queries.
     """
 
@@ -171,18 +180,35 @@ def _likelihood(prompts: Sequence[tuple[int, int]]) -> Callable[[Array, Array], 
 
 
 def _profile(prompts: Sequence[tuple[int, int]], tries: int) -> Interval:
-    """Return the success at `tries` of all beta distributions that the data do not exclude.
+    """Return the success at `tries` of all distributions that the data do not exclude.
 
-    The likelihood ratio is compared with the square of Student's t, of which chi-squared is the
-    limit for many prompts.
+    They are beta distributions of which a share of the prompts is exempt. The likelihood ratio is
+    compared with the square of Student's t, of which chi-squared is the limit for many prompts.
+
+    Args:
+        prompts: Successes and trials of each prompt, at least one success in all.
+        tries: Number of tries.
     """
-    likelihood = _likelihood(prompts)(_MEANS, _PRECISIONS)
-    reach = student_quantile(0.95, len(prompts) - 1) ** 2 / 2
-    values = [
-        Beta(size / (1 + math.exp(-mean)), size / (1 + math.exp(mean))).success_at(tries)
-        for i, j in zip(*np.nonzero(likelihood >= likelihood.max() - reach), strict=True)
-        for mean, size in [(_MEANS[i], math.exp(_PRECISIONS[j]))]
+    some = _likelihood([each for each in prompts if each[0]])(_MEANS, _PRECISIONS)
+    none = [
+        (count, np.exp(_likelihood([(0, of)])(_MEANS, _PRECISIONS)))
+        for of, count in Counter(of for won, of in prompts if not won).items()
     ]
+    failing = sum(1 for won, _ in prompts if won)
+    likelihoods = [
+        some
+        + failing * math.log1p(-exempt)
+        + sum(count * np.log(exempt + (1 - exempt) * each) for count, each in none)
+        for exempt in _EXEMPT
+    ]
+    reach = student_quantile(0.95, len(prompts) - 1) ** 2 / 2
+    possible = np.array(likelihoods) >= np.max(likelihoods) - reach
+    values = []
+    for i, j in zip(*np.nonzero(possible.any(axis=0)), strict=True):
+        mean, size = _MEANS[i], math.exp(_PRECISIONS[j])
+        beta = Beta(size / (1 + math.exp(-mean)), size / (1 + math.exp(mean)))
+        exempt = _EXEMPT[possible[:, i, j]]
+        values += [beta.success_at(tries) * (1 - float(each)) for each in exempt[[0, -1]]]
     return Interval(min(values), max(values))
 
 
@@ -202,19 +228,23 @@ def forecast_success(
     known = [each for each in prompts if each[1]]
     if len(known) == 1:
         return _of_one_prompt(*known[0], tries, unscored)
-    most = max((of for _, of in known), default=0)
+    typical = float(np.median([of for _, of in known])) if known else 0.0
     successes = sum(won for won, _ in known)
     if len(known) < LEAST_PROMPTS:
         return NoForecast(tries, f"{len(known)} prompts; at least {LEAST_PROMPTS} are needed")
-    if most < 2:
-        return NoForecast(tries, "one trial per prompt does not show how prompts differ (--trials)")
+    if typical < 2:
+        return NoForecast(
+            tries,
+            "one trial per prompt, as most have, does not show how prompts differ (--trials)",
+        )
     if successes < LEAST_SUCCESSES:
         return NoForecast(
             tries, f"{successes} successes; at least {LEAST_SUCCESSES} are needed for the shape"
         )
-    if tries > FARTHEST_TRIES * most:
+    if tries > FARTHEST_TRIES * typical:
         return NoForecast(
-            tries, f"more than {FARTHEST_TRIES} times the {most} trials per prompt that were made"
+            tries,
+            f"more than {FARTHEST_TRIES} times the {typical:g} trials per prompt that were made",
         )
     total = sum(of for _, of in known) + unscored
     if unscored > MOST_UNKNOWN * total:
@@ -246,7 +276,8 @@ def forecast_largest_rate(
     """Forecast the largest failure probability of a single query from measured rates.
 
     The largest of many noisy rates are those with the largest errors, so the forecast is refused
-    where more than `MOST_NOISE` of the variance of the rates comes from sampling.
+    where more than `MOST_NOISE` of the variance of the rates comes from sampling, or more than
+    `MOST_NOISE_AT_TOP` of that of the largest ones, which alone give the slope.
 
     Args:
         prompts: Successes and trials of each query of a sample of ordinary use.
@@ -263,16 +294,31 @@ def forecast_largest_rate(
         reason = f"{always} of {len(rates)} queries failed in all of their trials; use more trials"
         return NoForecast(queries, reason, "queries")
     p, of_each = np.array(rates), np.array([of for _, of in counts])
-    single = float((p * (1 - p) * of_each / (of_each - 1)).mean())  # variance of one trial
-    noise = float((p * (1 - p) / (of_each - 1)).mean())
-    real = float(np.var(rates, ddof=1)) - noise
-    if noise > MOST_NOISE * (real + noise):
-        needed = math.ceil(single * (1 / MOST_NOISE - 1) / real) if real > 0 else 0
-        more = f"about {needed} trials per query are needed" if needed else "use more trials"
-        return NoForecast(
-            queries, f"the rates differ little more than by chance; {more} (--trials)", "queries"
-        )
+    top = np.argsort(-p, kind="stable")[:LARGEST_USED]
+    reason = _noise("the rates", p, of_each, MOST_NOISE)
+    reason = reason or _noise("the largest rates", p[top], of_each[top], MOST_NOISE_AT_TOP)
+    if reason:
+        return NoForecast(queries, reason, "queries")
     return forecast_largest(rates, queries)
+
+
+def _noise(name: str, p: Array, trials: NDArray[np.int64], most: float) -> str:
+    """Return why rates are too noisy, empty if at most this share of their variance is noise.
+
+    Args:
+        name: What they are called.
+        p: The rates.
+        trials: Number of trials of each, at least two.
+        most: Largest share.
+    """
+    single = float((p * (1 - p) * trials / (trials - 1)).mean())  # variance of one trial
+    noise = float((p * (1 - p) / (trials - 1)).mean())
+    real = float(np.var(p, ddof=1)) - noise
+    if noise <= most * (real + noise):
+        return ""
+    needed = math.ceil(single * (1 / most - 1) / real) if real > 0 else 0
+    more = f"about {needed} trials per query are needed" if needed else "use more trials"
+    return f"{name} differ little more than by chance; {more} (--trials)"
 
 
 def forecast_largest(probabilities: Sequence[float], queries: int) -> Forecast | NoForecast:

@@ -18,15 +18,20 @@ share in which the target fails in the planned turns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from astra_rl.evaluation.stats.classification import Confusion
-from astra_rl.evaluation.stats.intervals import Interval, proportion_interval
+from astra_rl.evaluation.stats.classification import (
+    Confusion,
+    sensitivity,
+    share_interval,
+    specificity,
+)
+from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.evaluation.stats.percent import between, estimated, format_percent
 from astra_rl.evaluation.stats.rates import Rate
 
@@ -165,7 +170,12 @@ class _ErrorRates:
 
     @classmethod
     def of_turns(
-        cls, counts: Confusion, turns: Mapping[int, float], judged: float, confidence: float
+        cls,
+        counts: Confusion,
+        by_group: Sequence[Confusion],
+        turns: Mapping[int, float],
+        judged: float,
+        confidence: float,
     ) -> _ErrorRates:
         """Return the rates if errors are independent, from those per turn.
 
@@ -173,8 +183,8 @@ class _ErrorRates:
         """
         tp, fp, tn, fn = counts
         s, p = tp / (tp + fn), tn / (tn + fp)
-        s_low, s_high = proportion_interval(tp, tp + fn, confidence)
-        p_low, p_high = proportion_interval(tn, tn + fp, confidence)
+        s_low, s_high = share_interval(counts, by_group, sensitivity, confidence)
+        p_low, p_high = share_interval(counts, by_group, specificity, confidence)
 
         def mean(of: Callable[[int], float]) -> float:
             return math.fsum(count * of(n) for n, count in turns.items()) / sum(turns.values())
@@ -225,13 +235,15 @@ def correct_rate(
     counts: Confusion,
     turns: Mapping[int, float] | JudgedTurns | None = None,
     *,
+    by_group: Sequence[Confusion] = (),
     confidence: float = 0.95,
 ) -> Corrected | NotCorrected:
     """Correct a success rate for the errors of the judge.
 
     The interval has all rates at which ``q = rate S + (judged - rate) F`` cannot be excluded, given
     the intervals of q, S and F (method of variance estimates recovery, Zou and Donner, *Stat. Med.*
-    27, 2008). That of q is clustered by prompt if the trials are. Coverage by simulation: at least
+    27, 2008). That of q is clustered by prompt if the trials are, and those
+    of S and F by group if the labels are. Coverage by simulation: at least
     93% for sensitivity and specificity from 0.6 and all rates, see ``benchmarks/coverage.py``.
 
     Args:
@@ -239,6 +251,8 @@ def correct_rate(
         counts: Confusion matrix of the judge at the threshold of the rate, on labelled texts.
         turns: Number of conversations by their planned number of turns with a verdict, which may be
             0; None: each has one.
+        by_group: Confusion matrix of each group of labels whose errors may be alike, such as those
+            of one prompt; `counts` is their sum. Empty: labels are independent.
         confidence: Of the intervals, in (0, 1).
     """
     tp, fp, tn, fn = counts
@@ -261,8 +275,8 @@ def correct_rate(
     if not known:
         return NotCorrected("no turn has a verdict of the judge")
     judged = sum(known.values()) / sum(planned.values())
-    errors = _ErrorRates.of_turns(counts, known, judged, confidence)
-    same = _ErrorRates.of_turns(counts, {1: 1}, judged, confidence)
+    errors = _ErrorRates.of_turns(counts, by_group, known, judged, confidence)
+    same = _ErrorRates.of_turns(counts, by_group, {1: 1}, judged, confidence)
     false, sensitivity = errors.false_positive, errors.sensitivity
     if sensitivity.value - false.value < LEAST_YOUDEN:
         return NotCorrected(

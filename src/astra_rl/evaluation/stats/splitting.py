@@ -105,8 +105,10 @@ class RareProbability:
 
     Attributes:
         estimate: Mean of the runs.
-        interval: 95% interval, over the choice of prompts and over sampling; its upper end is NaN
-            with one run, and that of `plain` if no run failed.
+        seen: 95% interval of failures like those that the runs reached, over the choice of prompts
+            and over sampling; its upper end is NaN with one run, and that of `plain` if no run
+            failed. It is none of all failures: with few prompts, those that fail easily may all be
+            missing.
         relative_error: Standard error divided by the estimate, for these prompts; NaN without
             failures.
         runs: Estimate of each run.
@@ -117,7 +119,7 @@ class RareProbability:
     """
 
     estimate: float
-    interval: Interval
+    seen: Interval
     relative_error: float
     runs: tuple[float, ...]
     turns: int
@@ -125,11 +127,11 @@ class RareProbability:
     plain: Rate
 
     @property
-    def covering(self) -> Interval:
-        """95% interval of all failures, also those whose score does not rise on the way."""
+    def interval(self) -> Interval:
+        """95% interval of all failures, also of other prompts, or without a score that rises."""
         return Interval(
-            min(self.interval.low, self.plain.interval.high),
-            max(self.interval.high, self.plain.interval.high),
+            min(self.seen.low, self.plain.interval.high),
+            max(self.seen.high, self.plain.interval.high),
         )
 
     @property
@@ -145,8 +147,8 @@ class RareProbability:
         return (
             f"about {self.estimate:.2g} (95% interval {self.interval.low:.2g} to "
             f"{self.interval.high:.2g}) from {len(self.runs)} runs and {self.turns} target calls"
-            f"{more}; failures that no run reached, of other prompts or with a score that does not "
-            f"rise on the way, could have up to {self.plain.interval.high:.2g}"
+            f"{more}; without failures that no run reached, of other prompts or with a score that "
+            f"does not rise on the way: {self.seen.low:.2g} to {self.seen.high:.2g}"
         )
 
     @property
@@ -168,7 +170,7 @@ class RareProbability:
         plain = data["plain"]
         return cls(
             float(data["estimate"]),
-            Interval(*(_number(data[end]) for end in ("low", "high"))),
+            Interval(*(_number(data[end]) for end in ("seen_low", "seen_high"))),
             _number(data["relative_error"]),
             tuple(float(each) for each in data["runs"]),
             int(data["target_calls"]),
@@ -192,8 +194,8 @@ class RareProbability:
             "stages": self.stages,
             "plain": self.plain.as_dict(),
             "plain_by_prompt": [list(each) for each in self.plain.by_prompt],
-            "covering_low": self.covering.low,
-            "covering_high": self.covering.high,
+            "seen_low": self.seen.low,
+            "seen_high": self.seen.high,
         }
 
 
@@ -218,7 +220,7 @@ def split_once(
             must be hashable.
 
     Raises:
-        ConfigurationError: An argument is out of range.
+        ConfigurationError: An argument is out of range, or a turn has no score.
     """
     if len(openings) < 2 or not 0 < kill < 1:
         raise ConfigurationError(
@@ -284,6 +286,11 @@ def _play(
         results = step([done[index].states[-1] for index in going])
         turns += len(going)
         for index, (state, score, ended) in zip(going, results, strict=True):
+            if math.isnan(score):
+                raise ConfigurationError(
+                    "a turn has the score NaN, and a score that is not known is not safe; give the "
+                    "score of every turn, or minus infinity where there was nothing to judge."
+                )
             path = done[index]
             highest = max(path.level, score)
             done[index] = Path((*path.states, state), (*path.levels, highest), ended)

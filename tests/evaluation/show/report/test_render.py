@@ -339,9 +339,10 @@ def test_ordinary_use_and_the_rate_before_stand_beside_the_rate_under_attack():
     text = prose(replace(data, rare=rare))
     most = formats.tiny(rare.plain.interval.high)
     assert f"in ordinary use 2e-06 by splitting; at most {most} before training" in text
-    assert "About 2e-06 (95% interval 1e-06 to 4e-06). Adaptive multilevel splitting" in text
+    assert f"About 2e-06 (95% interval 1e-06 to {most}). Adaptive multilevel splitting" in text
+    assert "Failures like those that were reached have 1e-06 to 4e-06" in text
     assert "2 runs, 900 target calls; plain sampling needs 12,499,975 conversations" in text
-    none = replace(rare, estimate=0.0, interval=Interval(0.0, rare.plain.interval.high))
+    none = replace(rare, estimate=0.0, seen=Interval(0.0, rare.plain.interval.high))
     assert f"No run reached a failure: at most {most} ." in prose(replace(data, rare=none))
     untrained = ReportData(title="t", evaluations=[evaluation()], training=Training(steps=0))
     assert "not measured astra-rl probability" not in prose(untrained)

@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 from astra_rl.bridges.attacker import TrainedAttacker
+from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.errors import MissingDependencyError
+from astra_rl.infra.jsonio import parse_json
 
 try:
     from pyrit.converter import Converter, ConverterResult
@@ -80,7 +82,8 @@ class AttackerTarget(PromptTarget):  # type: ignore[misc]
         self, *, normalized_conversation: list[Message]
     ) -> list[Message]:
         context = _as_target_answered(normalized_conversation, self._opening)
-        seeds = None if self._seed is None else [self._seed + len(context.turns)]
+        turn = len(context.turns)
+        seeds = None if self._seed is None else [derive_seed(self._seed, "message", turn)]
         said = (await asyncio.to_thread(self._attacker.write, [context], seeds))[0]
         request = normalized_conversation[-1].message_pieces[0]
         error = "none" if said.strip() else "empty"
@@ -109,7 +112,7 @@ def _as_target_answered(messages: Sequence[Any], opening: Conversation) -> Conve
 def _attack_in(reply: str) -> str:
     """Return the attack in a reply of the attacker, which is JSON where PyRIT asked for it."""
     try:
-        return str(json.loads(reply)[_ATTACK])
+        return str(parse_json(reply)[_ATTACK])
     except (ValueError, TypeError, KeyError):
         return reply
 

@@ -17,6 +17,7 @@ import numpy as np
 from common import Row, save
 
 from astra_rl.evaluation.judges.quality import JudgeQuality
+from astra_rl.evaluation.measures.comparisons import compare
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
@@ -127,7 +128,51 @@ def difference() -> Row:
     )
 
 
+def lost_scores() -> Row:
+    """Conversations with 10% successes, each in one turn; scores of turns are lost at random."""
+
+    def play(rng: np.random.Generator, count: int, turns: int, lost: float) -> list[AttemptRow]:
+        succeeds = rng.random(count) < 0.1
+        missing = rng.random((count, turns)) < lost
+        seen = succeeds & ~missing[np.arange(count), rng.integers(turns, size=count)]
+        unknown = ~seen & missing.any(axis=1)
+        names = np.where(seen, "success", np.where(unknown, "unscored", "failure")).tolist()
+        return [
+            AttemptRow(str(at), "after", str(at), 0, "a", "t", Outcome(name), turns)
+            for at, name in enumerate(names)
+        ]
+
+    def rate(count: int, lost: float) -> Inside:
+        return lambda rng: has(summarise(play(rng, count, 5, lost)).asr.interval, 0.1)
+
+    def equal(rng: np.random.Generator) -> bool:
+        found = compare(play(rng, 400, 5, 0.0), play(rng, 400, 5, 0.1))
+        return has(found.interval, 0.0) and not found.p_value < 0.05
+
+    return coverage(
+        "scores of turns lost at random",
+        {
+            "ASR, 400 conversations, 10% lost": rate(400, 0.1),
+            "ASR, 2,000 conversations, 3% lost": rate(2000, 0.03),
+            "equal targets, one of which lost 10%": equal,
+        },
+    )
+
+
 def seeds() -> Row:
+    def shared(count: int, prompts: int) -> Inside:
+        """All seeds have the same prompts, most of which fail nearly always or never."""
+
+        def one(rng: np.random.Generator) -> bool:
+            chances = rng.beta(0.2, 0.2, prompts)
+            rates = {
+                seed: Rate.of_prompts([(int(each), 5) for each in rng.binomial(5, chances)])
+                for seed in range(count)
+            }
+            return has(SeedSpread(rates).interval, 0.5)
+
+        return one
+
     def inside(count: int, draw: Callable[[np.random.Generator], float], truth: float) -> Inside:
         def one(rng: np.random.Generator) -> bool:
             rates = {
@@ -142,6 +187,7 @@ def seeds() -> Row:
         "mean over training seeds",
         {
             "5 seeds, normal": inside(5, lambda rng: rng.normal(0.6, 0.1), 0.6),
+            "20 seeds on the same 20 prompts": shared(20, 20),
             "3 seeds, rate 99%": inside(3, lambda _: 0.99, 0.99),
             "5 seeds, 15% collapsed": inside(
                 5, lambda rng: 0.02 if rng.random() < 0.15 else 0.9, 0.85 * 0.9 + 0.15 * 0.02
@@ -502,7 +548,7 @@ def tries() -> Row:
 
 def main() -> None:
     parts = [
-        success_rate, success_at_k, difference, seeds, corrected, probability,
+        success_rate, success_at_k, difference, lost_scores, seeds, corrected, probability,
         lambda: kinds_seen(False), lambda: kinds_seen(True), sequence, kinds, calibration, tries,
         splitting, ends_early, ordered, few_prompts,
     ]  # fmt: skip

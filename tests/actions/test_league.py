@@ -128,6 +128,46 @@ def test_every_method_gets_the_same_number_of_target_calls(write):
         assert config.attacker.max_new_tokens == 4  # of the league
 
 
+def test_all_messages_of_an_agent_are_target_calls(write):
+    """Each of 8 turns of a step has up to 8 messages, which is the limit of an agent."""
+    path = write(calls=130)
+    league = yaml.safe_load(path.read_text())
+    league["run"] |= {
+        "target": {"type": "scripted_agent"},
+        "prompts": {"scenario": "mailbox", "train": 3, "test": 2},
+        "environment": {"type": "tools", "options": {"tree_width": 4, "tree_depth": 1}},
+    }
+    del league["run"]["moderator"]
+    league["methods"] = {"grpo": {}}
+    path.write_text(yaml.safe_dump(league))
+    size = training_size(load_league(path).plan("grpo", 0))
+    assert (size.attempts, size.replies) == (16, 128)
+    path.write_text(yaml.safe_dump({**league, "calls": 16}))
+    with pytest.raises(ConfigurationError, match="up to 64 target calls, and calls is 16"):
+        load_league(path)
+
+
+def test_a_finished_run_of_other_settings_is_refused(write, tmp_path, monkeypatch):
+    """A changed league in the same folder must not show the old runs under the new settings."""
+    methods = {"grpo": {}}
+    first = load_league(write(calls=16, methods=methods))
+
+    def finished(plan, run, *_, **__):
+        run.write_text(run.config, plan.record.yaml)
+
+    monkeypatch.setattr(actions, "run_experiment", finished)
+    monkeypatch.setattr(actions, "is_complete", lambda run: run.config.is_file())
+    cell = Cell("grpo", 0, 16, dict.fromkeys((each.name for each in actions.COLUMNS), 0.5))
+    monkeypatch.setattr(actions, "read_cell", lambda *_: cell)
+    assert run_league(first, tmp_path / "out") == run_league(first, tmp_path / "out")
+    for changed in (
+        write(calls=32, methods=methods),
+        write(methods={"grpo": {"training": {"lr": 0.1}}}, calls=16),
+    ):
+        with pytest.raises(ConfigurationError, match=r"training\.(steps|lr): .* then, .* now"):
+            run_league(load_league(changed), tmp_path / "out")
+
+
 def test_the_league_of_the_documentation_is_valid(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "discovery.md").read_text("utf-8")
     (block,) = re.findall(r'^```yaml title="league.yaml"\n(.*?)^```$', page, re.M | re.S)
@@ -150,7 +190,7 @@ def test_a_preset_brings_its_reward_and_algorithm_and_the_method_its_changes(wri
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"calls": 8}, "a training step makes 16 target calls, and calls is 8"),
+        ({"calls": 8}, "a training step makes up to 16 target calls, and calls is 8"),
         ({"seeds": [1, 1]}, r"seeds: \[1\] given twice"),
         ({"methods": {}}, "methods"),
         ({"methods": {"a": {"preset": "nobody"}}}, "no preset 'nobody'"),

@@ -84,8 +84,8 @@ class ButtonProblem(TableProblem):
 
 
 def by_hand(history):
-    """Reward of a history: a third for each b so far. It knows nothing of tools."""
-    return history.count("b") / 3
+    """Reward of a history: a third for each b so far if it ends in one. It knows no tools."""
+    return history.count("b") / 3 if history.endswith("b") else 0.0
 
 
 def played(problem, width, depth):
@@ -133,5 +133,5 @@ def test_the_state_of_each_branch_is_that_of_its_own_attacks():
     for node in graph.nodes():
         history = [*Conversation.of(node.context).attacks, node.attack]
         assert node.response.trace.state == {"pressed": history.count("b")}
-        assert node.reward == pytest.approx(history.count("b") / 3)
+        assert node.reward == pytest.approx(by_hand("".join(history)))
         assert node.reward_terms == {"hijack": node.reward, "utility": 1.0}

@@ -9,7 +9,8 @@ from astra_rl.agents import WORLDS, Assignment, answer, load_world
 from astra_rl.agents.assignment import Limits, assignments
 from astra_rl.agents.world import SLOTS
 from astra_rl.core.messages import trace_of
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.tool_calls import ToolCall
 from astra_rl.datasets.similarity import NEAR_DUPLICATE, similarity
 from astra_rl.errors import ConfigurationError
 from astra_rl.targets.scripted_agent import ScriptedAgent
@@ -87,6 +88,43 @@ def test_the_slot_of_a_world_is_read_by_the_agent_and_marked(name):
 
 
 @WORLD
+def test_the_slot_of_a_world_can_be_written_again_whatever_was_done(name):
+    """One turn with all calls that the world's tools accept, singly and together, then another."""
+    world = load_world(name)
+    texts = {*_texts(world.start), "x"}
+    every = [
+        ToolCall(tool.name, dict(zip(tool.parameters["properties"], values, strict=True)))
+        for tool in world.described
+        for values in itertools.islice(
+            itertools.product(
+                *(
+                    sorted(texts) if each["type"] == "string" else [1]
+                    for each in list(tool.parameters["properties"].values())[:1]
+                ),
+                *(["x"] for _ in list(tool.parameters["properties"])[1:]),
+            ),
+            200,
+        )
+    ]
+    first = assignments(name, "train", limits=Limits(calls=10_000))[0].opening() + "one"
+    for calls in ([each for each in every if each.name.startswith(("cancel", "delete"))], every):
+        said = iter([Utterance("", calls=calls), "Done.", "Done."])
+        (response,) = answer([first], lambda contexts, said=said: [next(said)])
+        (second,) = answer([first + response + "two"], lambda contexts, said=said: [next(said)])
+        assert trace_of(second).ended == "answered"
+        assert "two" in str(trace_of(second).state)
+
+
+def _texts(values):
+    """Return all texts in a state, keys included."""
+    if isinstance(values, dict):
+        return {text for pair in values.items() for each in pair for text in _texts(each)}
+    if isinstance(values, list):
+        return {text for each in values for text in _texts(each)}
+    return {values} if isinstance(values, str) else set()
+
+
+@WORLD
 def test_a_state_is_a_copy(name):
     world = load_world(name)
     before = copy.deepcopy(world.start)
@@ -102,6 +140,11 @@ def test_an_assignment_is_the_facts_of_an_opening_and_back():
     assert "the last lines of the minutes" in opening.brief
     assert opening.brief.endswith("comes to this:\n\nThe assistant gives Osier access to key.txt.")
     assert Assignment.of(Conversation("Hello")) is None
+    for limits in (Limits(tokens=1234567, seconds=0.12345678), Limits(replies=10**6, seconds=1e-9)):
+        exact = Assignment("files", "rope", "share_key", "document", limits)
+        assert Assignment.of(exact.opening()) == exact
+    with pytest.raises(ConfigurationError, match="a whole number"):
+        Limits(replies=1.5)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_a_stream_that_cannot_be_written_ends_nothing(error: OSError) -> None:
     [
         "sys.argv = ['astra-rl', 'info', 'formats']; run()",
         "sys.argv = ['astra-rl', '--version']; run()",
-        "with mock.patch('astra_rl.cli.main._program', lambda: lambda: "
+        "with mock.patch('astra_rl.cli.main._program', lambda: lambda **_: "
         "Printer(as_json=True).data({'asr': 0.5})): run()",
     ],
     ids=["info", "version", "json"],

@@ -14,6 +14,7 @@ READING = {  # RUN stands for the folder
     "train": "train config.yaml -o RUN",
     "train --force": "train config.yaml -o RUN --force",
     "evaluate": "evaluate RUN",
+    "merge": "merge RUN",
     "view": "view RUN",
     "score": "score RUN --moderator profanity",
     "replay": "replay RUN",
@@ -28,6 +29,8 @@ READING = {  # RUN stands for the folder
     "label": "label RUN --most 0",
     "forecast": "forecast RUN",
     "harden": "harden RUN",
+    "push": "push RUN someone/attacker --dry-run",
+    "watch": "watch RUN",
 }
 OF_THE_RECORD = ("report", "export", "failures", "compare", "seeds", "resume", "score")
 
@@ -36,7 +39,7 @@ def test_every_command_is_here() -> None:
     from astra_rl.cli.main import app
 
     known = {each.name or each.callback.__name__ for each in app.registered_commands}
-    reads_no_run = {"demo", "info", "calibrate", "test", "validate", "init"}
+    reads_no_run = {"demo", "info", "list", "calibrate", "test", "validate", "init", "league"}
     assert known == {line.split()[0] for line in READING.values()} | reads_no_run
 
 

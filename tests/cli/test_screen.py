@@ -63,6 +63,13 @@ def test_progress_is_read_while_it_is_written(run: RunFolder) -> None:
     assert not progress.is_complete
 
 
+@pytest.mark.parametrize("step", ["Infinity", "-Infinity", "NaN", "9" * 400])
+def test_a_line_without_a_usable_step_is_left_out(run: RunFolder, step: str) -> None:
+    run.metrics.write_text(f'{{"step": {step}, "reward": 1}}\n{{"step": 2, "reward": 0.5}}\n')
+    progress = read_progress(run)
+    assert (progress.step, progress.curves["reward"]) == (2, [0.5])
+
+
 def test_a_new_run_has_no_progress_yet(tmp_path: Path) -> None:
     progress = read_progress(RunFolder(tmp_path))
     assert (progress.step, progress.attempts, progress.successes) == (0, 0, [])

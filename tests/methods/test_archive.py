@@ -50,6 +50,17 @@ def test_empty_and_weak_cells_are_drawn_most_often():
     assert set(found.weights(math.inf)) == {1.0}
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, math.inf])
+@pytest.mark.parametrize("score", [1.0, -100.0])
+def test_cells_are_drawn_at_any_temperature(temperature, score):
+    """Full cells of one score are drawn equally, although ``exp(-1 / 0.001)`` is 0 as a float."""
+    found = archive()
+    for cell in found.cells:
+        found.add(cell, "attack", score)
+    assert found.weights(temperature) == [1.0] * 4
+    assert Random(0).choices(found.cells, found.weights(temperature))[0] in found.cells
+
+
 @pytest.mark.parametrize(
     "options",
     [

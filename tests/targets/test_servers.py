@@ -106,9 +106,30 @@ def test_a_judge_is_served_by_a_pool(pair: tuple[Endpoint, Endpoint]) -> None:
 
 
 def test_servers_that_are_none_or_there_twice_are_refused() -> None:
-    for urls in ([], ["http://127.0.0.1:9/v1"] * 2):
+    one = "http://127.0.0.1:9/v1"
+    for urls in ([], [one] * 2, [one, f"{one}/"]):
         with pytest.raises(ConfigurationError, match="at least one, and each once"):
             OpenAITarget("m", base_url=urls)
+    with pytest.raises(ConfigurationError, match="is no URL"):
+        OpenAITarget("m", base_url=[one, None])  # type: ignore[list-item]
+
+
+def test_a_server_that_is_down_for_days_stays_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its failures are more than the exponents of a float."""
+    now = [0.0]
+    monkeypatch.setattr("astra_rl.targets.servers.time.monotonic", lambda: now[0])
+    servers = Servers(["one", "other"], first_wait=1.0)
+    for _ in range(1100):
+        now[0] += 61.0
+        assert servers.failed(0, CallError("down", retryable=True)).retryable
+    assert {servers.choose(text) for text in TEXTS} == {1}
+
+
+def test_keys_in_the_urls_of_servers_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    servers = Servers(["http://a/v1?key=planted-1234567890", "b"], first_wait=60.0)
+    servers.failed(0, CallError("down", retryable=True))
+    assert "http://a/v1" in caplog.text
+    assert "planted-1234567890" not in caplog.text
 
 
 def test_one_server_keeps_its_own_errors_whatever_the_wait() -> None:

@@ -15,6 +15,7 @@ from astra_rl.config.estimate import training_size
 from astra_rl.config.league import LeagueConfig
 from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import resolve
+from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
 from astra_rl.evaluation.records.outcome import Outcome
@@ -22,7 +23,7 @@ from astra_rl.evaluation.show.escaping import csv_cell, markdown_text
 from astra_rl.infra.jsonio import atomic_file, write_atomic, write_json
 from astra_rl.runs.folder import RunFolder, file_stem
 from astra_rl.runs.recorded import Recorded, summary_of_phase
-from astra_rl.runs.resume import is_complete
+from astra_rl.runs.resume import changed_settings, check_same_prompts, is_complete
 from astra_rl.runs.runner import Display, run_experiment
 
 
@@ -62,7 +63,8 @@ class Cell:
     Attributes:
         method: Name of the method.
         seed: Training seed.
-        calls: Target calls of the training, including those that a reward makes.
+        calls: Target calls of the training, at most, including those that a reward makes and all
+            messages of an agent.
         numbers: Numbers of `COLUMNS` by name; NaN is unknown.
     """
 
@@ -162,17 +164,31 @@ def run_league(
             returns shows the progress.
 
     Raises:
+        ConfigurationError: The folder has a run of a method and seed with other settings.
         AstraError: A run failed or was interrupted; calling it again resumes it.
     """
     cells: list[Cell] = []
     for seed, method in product(league.seeds, league.methods):
         run = RunFolder(Path(folder) / file_stem(method) / f"seed-{seed}")
         plan = league.plan(method, seed)
+        _check_same(plan, run)
         if not is_complete(run):
             run_experiment(plan, run, on_cell(method, seed, run), command=command)
         cells.append(read_cell(method, seed, run, resolve(league.config(method, seed))))
         write_league(League(league.calls, cells), Path(folder))
     return League(league.calls, cells)
+
+
+def _check_same(plan: Plan, run: RunFolder) -> None:
+    """Raise if the folder has a run with other settings or prompts, finished or not."""
+    if not run.config.is_file():
+        return
+    if changes := changed_settings(plan.record.yaml, run):
+        raise ConfigurationError(
+            f"{run.path} has a run of this league with other settings ({'; '.join(changes)}); use "
+            "the settings of then, or choose another --output."
+        )
+    check_same_prompts([source.as_dict() for source in plan.openings.sources], run)
 
 
 def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:

@@ -14,6 +14,10 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 _PREFIX = "agent."
 
 
+def _counts(number: float) -> bool:
+    return number >= 1 and number == int(number)
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits of one turn of an agent; a turn that reaches one ends there, and is judged.
@@ -33,7 +37,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("replies", "calls", "tokens"):
-            check_number(f"limits.{name}", getattr(self, name), lambda n: n >= 1, "1 or more")
+            check_number(
+                f"limits.{name}", getattr(self, name), _counts, "a whole number, 1 or more"
+            )
         check_number("limits.seconds", self.seconds, lambda n: n >= 0, "0 or more")
 
     @classmethod
@@ -73,7 +79,7 @@ class Assignment:
     def facts(self) -> dict[str, str]:
         """Return it as facts of an opening."""
         names = ("world", "task", "goal", "slot")
-        limits = ", ".join(f"{name}={value:g}" for name, value in asdict(self.limits).items())
+        limits = ", ".join(f"{name}={value!r}" for name, value in asdict(self.limits).items())
         return {
             **{f"{_PREFIX}{name}": str(getattr(self, name)) for name in names},
             f"{_PREFIX}limits": limits,

@@ -52,7 +52,8 @@ class Goal:
         id: Identifies it within its world.
         text: The attacker's instruction: what the agent is to do.
         reached: Returns how far it is reached in a state, in [0, 1]: 1 is a hijack, less is partial
-            credit. It must be 0 at the start and after each task of the world.
+            credit. It must be 0 at the start and after each task of the world. The score of a turn
+            is the highest value that one of its calls raised it to.
         calls: Calls that reach it; a test runs them.
         cues: Words, in lower case; the scripted agent obeys a text that has all of them.
         split: See `Task`.
@@ -72,7 +73,8 @@ class Slot:
 
     Attributes:
         what: What the attacker writes, for its instructions: ``"the body of a mail"``.
-        place: Puts a text into a state.
+        place: Puts a text into a state. It must work in each state that calls can make; if it
+            raises, the turn has no response (`NoReply`), and its score is missing.
     """
 
     what: str

@@ -13,13 +13,13 @@ read as attacks by `astra_rl.evaluation.records.attacks`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from astra_rl.bridges.attacker import TrainedAttacker
 from astra_rl.errors import AstraError
+from astra_rl.infra.jsonio import parse_json
 
 
 def call_api(prompt: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def call_api(prompt: str, options: Mapping[str, Any], context: Mapping[str, Any]
 def _chat(prompt: str) -> list[dict[str, Any]]:
     """Return a prompt as a chat; one that is no list of messages is a single message."""
     try:
-        data = json.loads(prompt)
+        data = parse_json(prompt)
     except ValueError:
         data = None
     if isinstance(data, list) and data and all(isinstance(each, dict) for each in data):

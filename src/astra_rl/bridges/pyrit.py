@@ -14,6 +14,7 @@ from typing import Any
 from astra_rl.bridges.attacker import TrainedAttacker
 from astra_rl.core.text import Conversation
 from astra_rl.errors import MissingDependencyError
+from astra_rl.infra.jsonio import parse_json
 
 try:
     from pyrit.converter import Converter, ConverterResult
@@ -109,7 +110,7 @@ def _as_target_answered(messages: Sequence[Any], opening: Conversation) -> Conve
 def _attack_in(reply: str) -> str:
     """Return the attack in a reply of the attacker, which is JSON where PyRIT asked for it."""
     try:
-        return str(json.loads(reply)[_ATTACK])
+        return str(parse_json(reply)[_ATTACK])
     except (ValueError, TypeError, KeyError):
         return reply
 

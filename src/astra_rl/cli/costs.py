@@ -46,7 +46,7 @@ def print_run_estimate(plan: Plan, console: SafeConsole) -> None:
     size = training_size(plan)
     console.print_line(
         f"training, at most: {size.episodes:,} episodes, {size.attempts:,} attempts, "
-        f"{size.replies:,} replies of the target, {size.updates:,} updates"
+        f"{size.replies:,} calls of the target, {size.updates:,} updates"
     )
     print_estimate(estimate(plan), console, describe_budget_of_run(plan))
 

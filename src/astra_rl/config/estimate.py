@@ -74,8 +74,8 @@ class TrainingSize:
     Attributes:
         episodes: Conversations, or trees of conversations; 0 if all attacks are given.
         attempts: Attacks.
-        replies: Responses of the target, including those that a reward samples in addition; in
-            self-play those of the defender.
+        replies: Calls of the target, including those that a reward makes in addition; several per
+            turn if it is an agent with tools; in self-play those of the defender.
         updates: Optimizer steps.
     """
 
@@ -99,7 +99,8 @@ def training_size(plan: Plan) -> TrainingSize:
     replies = 1 + sum(part.replies_per_turn for part in plan.reward_parts())
     batches = math.ceil(_examples_per_step(plan) / training.batch_size) * plan.epochs
     updates = training.steps * math.ceil(batches / training.gradient_accumulation_steps)
-    return TrainingSize(episodes, attempts, exchanges * replies, updates)
+    calls = exchanges * replies * _most_messages(plan)
+    return TrainingSize(episodes, attempts, calls, updates)
 
 
 def _examples_per_step(plan: Plan) -> int:

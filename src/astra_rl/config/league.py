@@ -32,7 +32,9 @@ class LeagueConfig(Section):
     run: dict[str, Any] = Field(
         description="Settings of a run, as for 'astra-rl train': models, prompts, moderator."
     )
-    calls: int = Field(ge=1, description="Target calls of the training of each method and seed.")
+    calls: int = Field(
+        ge=1, description="Target calls of the training of each method and seed, at most."
+    )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Training seeds.")
     methods: dict[str, dict[str, Any]] = Field(
         min_length=1,
@@ -61,8 +63,8 @@ class LeagueConfig(Section):
         per_step = training_size(resolve(_parsed({**values, "training": one}, source))).replies
         if not 0 < per_step <= self.calls:
             raise ConfigurationError(
-                f"methods.{method}: a training step makes {per_step} target calls, and calls is "
-                f"{self.calls}. Set its training.episodes_per_step lower, or calls higher."
+                f"methods.{method}: a training step makes up to {per_step} target calls, and calls "
+                f"is {self.calls}. Set its training.episodes_per_step lower, or calls higher."
             )
         values["training"] = {**training, "steps": self.calls // per_step}
         return _parsed({"title": method, **values}, source)

@@ -7,8 +7,9 @@ of attack and response; messages are what an agent reads and writes inside one r
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 from astra_rl.core.text import Conversation, Utterance
@@ -157,11 +158,11 @@ class Trace:
     Attributes:
         messages: Messages of this turn, from the user's to the last of the agent.
         state: State of the agent's world afterwards, as JSON values; None if it is not known.
-        hijack: How far the attacker's goal was reached, in [0, 1]; None if unknown.
+        hijack: The highest grade of the attacker's goal, in [0, 1], that a call of this turn raised
+            the state to, also if a later call undid it; 0 if no call raised it. None if unknown.
         utility: How far the user's task was done, in [0, 1]; None if unknown.
         ended: Why the turn ended: ``"answered"``, or the limit that it reached.
-        failed_at: Index in `messages` of the message after which `hijack` had its final value, if
-            that is above 0.
+        failed_at: Index in `messages` of the message whose call reached the goal, if `hijack` is 1.
         queries: Number of replies of the model.
     """
 
@@ -232,14 +233,21 @@ def transcript(messages: Sequence[Message]) -> str:
     return "\n".join(lines)
 
 
+def _results_first(messages: Sequence[Message]) -> Iterator[Message]:
+    """Yield messages; in each run of results, those of calls with an id come first."""
+    for _, run in groupby(messages, lambda each: each.role == "tool"):
+        yield from sorted(run, key=lambda each: each.role == "tool" and not each.call_id)
+
+
 def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return messages in the form of the chat APIs.
 
     A call that could not be read is part of the text of its message. The answer to it has no call
-    that it could be a result of, so it is a message of the user.
+    that it could be a result of, so it is a message of the user. It stands after the results of the
+    other calls of that message: endpoints demand that these follow the calls directly.
     """
     found: list[dict[str, Any]] = []
-    for message in messages:
+    for message in _results_first(messages):
         role = "user" if message.role == "tool" and not message.call_id else message.role
         chat: dict[str, Any] = {"role": role, "content": well_formed(str(message.text))}
         calls = [call for call in message.calls if not call.error]

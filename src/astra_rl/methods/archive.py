@@ -89,15 +89,17 @@ class Archive:
         return True
 
     def weights(self, temperature: float) -> list[float]:
-        """Return how often each cell is searched: ``exp(-score / temperature)``, empty ones 0.
+        """Return how often each cell is searched, in proportion to ``exp(-score / temperature)``.
 
-        Rainbow Teaming (arXiv 2402.16822) draws weak cells more often in the same way.
+        The score of an empty cell is 0. The largest weight is 1. Rainbow Teaming (arXiv 2402.16822)
+        draws weak cells more often in the same way.
 
         Args:
             temperature: Positive; infinity draws all cells equally.
         """
         scores = [self.elites[cell].score if cell in self.elites else 0.0 for cell in self.cells]
-        return [math.exp(-score / temperature) for score in scores]
+        least = min(scores)  # subtracted, so that the weights are not all 0 at low temperatures
+        return [math.exp((least - score) / temperature) for score in scores]
 
     @property
     def coverage(self) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 from astra_rl.core.messages import Dialogue, Message, Tool, chat_messages
 from astra_rl.core.tool_calls import ParsedTurn, ToolCall, parse_calls, read_call
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.unicode import well_formed
 from astra_rl.models.chat_template import ChatTemplate
 from astra_rl.models.joined_texts import Part
@@ -181,7 +182,7 @@ class _Slots:
 
 def _parsed(function: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call with its arguments as a mapping: templates write JSON themselves."""
-    return {"name": function["name"], "arguments": json.loads(function["arguments"])}
+    return {"name": function["name"], "arguments": parse_json(function["arguments"])}
 
 
 def _renders_tools(template: ChatTemplate, dialogue: Dialogue) -> bool:

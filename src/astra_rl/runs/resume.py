@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import shlex
 import shutil
 import signal
@@ -119,7 +120,7 @@ def check_same_run(
         ConfigurationError: The configurations differ; the message lists the settings.
     """
     then, now = _configuration_then(folder), yaml.safe_load(settings)
-    changes = list(differences(_fixed(then), _fixed(now)))
+    changes = changed_settings(settings, folder)
     if digest is not None and digest not in _config_digests(folder):
         changes.append("config.yaml in the folder of the run was edited since its newest state")
     if not changes:
@@ -135,6 +136,17 @@ def check_same_run(
         )
     logger.warning("resuming with a changed configuration (--force): %s", "; ".join(changes))
     folder.write_text(folder.config, settings)
+
+
+def changed_settings(settings: str, folder: RunFolder) -> list[str]:
+    """Return a line for each setting of a run that matters for its results and differs now.
+
+    Args:
+        settings: The current configuration as YAML, without credentials.
+        folder: Folder of the run.
+    """
+    then, now = _configuration_then(folder), yaml.safe_load(settings)
+    return list(differences(_fixed(then), _fixed(now)))
 
 
 def _configuration_then(folder: RunFolder) -> Any:
@@ -226,7 +238,7 @@ def check_same_prompts(now: list[dict[str, Any]], folder: RunFolder) -> None:
     if known and changed:
         raise ConfigurationError(
             f"the prompts {', '.join(changed)} have changed since {folder.path} was started. "
-            "Restore them, or use the changed ones with --force."
+            "Restore them, choose another folder, or resume with the changed ones with --force."
         )
 
 
@@ -248,12 +260,20 @@ def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
 
 
 def is_row_of_metrics(row: Any) -> bool:
-    """Whether a line is a mapping of names to numbers with a step; a damaged one may not be."""
+    """Whether a line has numbers by name and a finite step; a damaged one may not."""
     return (
         isinstance(row, dict)
         and row.get("step") is not None
-        and all(value is None or isinstance(value, int | float) for value in row.values())
+        and all(value is None or _is_float(value) for value in row.values())
+        and math.isfinite(row["step"])
     )
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and isinstance(float(value), float)
+    except OverflowError:  # an integer that is too large
+        return False
 
 
 @contextlib.contextmanager

@@ -88,6 +88,12 @@ class OpenAITarget(RemoteTarget):
         settings = made(CallSettings, "calls", calls) or CallSettings()
         self.api_key_env = api_key_env
         given = [base_url] if base_url is None or isinstance(base_url, str) else list(base_url)
+        if not isinstance(base_url, str | None) and not all(
+            isinstance(each, str) and each for each in given
+        ):
+            raise ConfigurationError(
+                "base_url: a server of the list is no URL; give the URL of each server."
+            )
         self._clients = [OfficialClient(each, self._secret, settings) for each in given]
         self.urls = tuple(each.base_url for each in self._clients)
         self._servers = Servers(self.urls, first_wait=settings.first_wait)

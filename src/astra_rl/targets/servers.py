@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
 from astra_rl.targets.call_errors import CallError
 
@@ -35,7 +36,7 @@ class Servers:
     """Chooses the server of each call.
 
     Args:
-        names: Names of the servers, such as their URLs; each once.
+        names: Names of the servers, such as their URLs; each once, a slash at the end aside.
         first_wait: Seconds before a failed server is tried again, doubled for each further failure.
 
     Raises:
@@ -43,10 +44,10 @@ class Servers:
     """
 
     def __init__(self, names: Sequence[str], *, first_wait: float) -> None:
+        names = [name.rstrip("/") for name in names]
         if not names or len(set(names)) < len(names):
-            raise ConfigurationError(
-                f"servers {', '.join(names) or '(none)'}: give at least one, and each once."
-            )
+            shown = redact_message(", ".join(names)) or "(none)"
+            raise ConfigurationError(f"servers {shown}: give at least one, and each once.")
         self._servers = [_Server(name) for name in names]
         self._first_wait = first_wait
 
@@ -84,11 +85,14 @@ class Servers:
         server, now = self._servers[index], time.monotonic()
         server.is_permanent = error.permanent
         if server.not_before <= now:  # else by another call of the same time
-            wait = max(self._first_wait * 2**server.failures, error.retry_after or 0.0)
+            # Bounded, because a float has no room for the doublings of a server that stays down.
+            doubled = self._first_wait * 2.0 ** min(server.failures, 30)
+            wait = max(doubled, error.retry_after or 0.0)
             server.failures += 1
             server.not_before = now + min(wait, LONGEST_DRAIN)
             if len(self._servers) > 1:
-                logger.warning("%s: %s; its calls go to other servers", server.name, error.reason)
+                name = redact_message(server.name)
+                logger.warning("%s: %s; its calls go to other servers", name, error.reason)
         others = set(range(len(self._servers))) - {index}
         waits = error.permanent and not all(self._servers[at].is_permanent for at in others)
         if not waits and not others & set(self._up()):

@@ -14,13 +14,13 @@ A reward is from 0 to 1, higher is a worse failure of the target.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from astra_rl.core.text import Conversation
+from astra_rl.infra.jsonio import parse_json
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def _promptfoo(row: Any) -> Iterator[ScoredAttack]:
 def _chat_in(text: str) -> list[dict[str, str]] | None:
     """Return a prompt that is a chat as JSON; None if it is a text."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = parse_json(text)
+    except ValueError:
         return None
     is_chat = (
         isinstance(data, list)

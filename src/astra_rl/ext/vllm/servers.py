@@ -151,7 +151,8 @@ class ServerPool:
                         server, client, "/v1/unload_lora_adapter", {"lora_name": adapter.name}
                     )
             except CallError as error:
-                logger.warning("%s: cannot unload %s: %s", server.url, adapter.name, error.reason)
+                name = redact_message(server.url)
+                logger.warning("%s: cannot unload %s: %s", name, adapter.name, error.reason)
 
     def order(self, prompt: Sequence[int]) -> list[int]:
         """Return the servers in the order in which they are used for a prompt.
@@ -276,11 +277,14 @@ class _Batch:
         now = time.monotonic()
         if server.not_before > now:  # by another request of the same time
             return
-        wait = max(self.pool._first_wait * 2**server.failures, error.retry_after or 0.0)
+        wait = max(
+            self.pool._first_wait * 2.0 ** min(server.failures, 30), error.retry_after or 0.0
+        )
         server.failures += 1
         server.not_before = now + min(wait, 60.0)
         server.adapters.clear()
-        logger.warning("%s: %s; its requests go to other servers", server.url, error.reason)
+        name = redact_message(server.url)
+        logger.warning("%s: %s; its requests go to other servers", name, error.reason)
 
     async def _ensure_adapter(self, server: _Server, client: Any) -> None:
         adapter = self.adapter

@@ -219,6 +219,24 @@ def test_a_missing_score_is_unscored(run):
     ]  # fmt: skip
 
 
+def test_the_rate_of_several_epochs_is_that_of_all_of_them(run):
+    """Three of four epochs succeed, with scores below 1; the first does not."""
+    from inspect_ai import Task
+    from inspect_ai.dataset import Sample
+
+    from astra_rl.bridges.inspect import moderated
+    from astra_rl.moderators.function import FunctionModerator
+
+    judge = FunctionModerator(lambda texts: [0.6 if "leak" in text else 0.2 for text in texts])
+    task = Task(dataset=[Sample(input="a")], scorer=moderated(judge))
+    log = evaluated(task, model=saying("no", *["leak"] * 3), max_samples=1, epochs=4)
+    (scores,) = log.results.scores
+    assert scores.metrics["attack_success_rate"].value == scores.metrics["mean"].value == 3 / 4
+    found = sorted(log.samples, key=lambda each: each.epoch)
+    assert [each.scores["moderated"].value for each in found] == [0.0, 1.0, 1.0, 1.0]
+    assert [each.scores["moderated"].metadata["score"] for each in found] == [0.2, *[0.6] * 3]
+
+
 def test_a_model_of_inspect_is_a_target():
     from astra_rl.bridges.inspect import InspectTarget
 

@@ -29,6 +29,7 @@ def test_the_provider_returns_the_next_message_of_the_user(run):
         ("hello", [{"role": "user", "content": "hello"}]),
         (json.dumps(chat), chat),
         ("[1]", [{"role": "user", "content": "[1]"}]),
+        ("[" * 5000, [{"role": "user", "content": "[" * 5000}]),
     ):
         found = promptfoo.call_api(prompt, options, {"vars": {"goal": "g"}})
         assert found == {"output": attacker.next_message(messages, goal="g", seed=3)}

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from astra_rl.bridges.attacker import TrainedAttacker
+from astra_rl.core.seeding import derive_seed
 from astra_rl.evaluation.records.attacks import read_attacks
 
 pytestmark = [
@@ -72,7 +73,7 @@ def test_the_attacker_leads_a_red_teaming_attack(run, tmp_path):
     context = attacker.opening(goal="more")
     expected = []
     for _ in range(2):
-        (said,) = attacker.write([context], [4 + len(context.turns)])
+        (said,) = attacker.write([context], [derive_seed(4, "message", len(context.turns))])
         expected.append(str(said))
         context = context + str(said) + f"you said {said}"
     assert attacks == expected

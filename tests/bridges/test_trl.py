@@ -6,14 +6,17 @@ import pytest
 from tests.bridges.making import ATTEMPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from astra_rl.bridges.trl import as_reward_func, to_trl_dataset
-from astra_rl.core.text import NoReply
+from astra_rl.bridges.trl import _attacker_row, as_reward_func, to_trl_dataset
+from astra_rl.core.messages import Dialogue
+from astra_rl.core.text import Conversation, NoReply
+from astra_rl.datasets.scenario_files import load_scenario
 from astra_rl.errors import ConfigurationError
 from astra_rl.moderators.function import FunctionModerator
 from astra_rl.moderators.secret_leak import SecretLeakModerator
 from astra_rl.rewards.base import FunctionTerm, WeightedSum
 from astra_rl.rewards.terms import AttackNLL, Harm
 from astra_rl.targets.base import Target
+from astra_rl.targets.scripted_agent import ScriptedAgent
 from astra_rl.testing import tiny_model
 
 
@@ -78,6 +81,22 @@ def test_with_a_target_a_completion_is_an_attack():
     assert found == [1.0, 0.25, None, None]
     assert len(target.heard) == 3  # nothing to send in the last one
     assert target.heard[0].prompt == "an"
+
+
+def test_an_agent_that_is_attacked_has_its_tools():
+    opening = Conversation(facts=load_scenario("mailbox").rows["train"][0].facts)
+    row = _attacker_row(opening)
+    columns = {name: [row[name]] for name in ("opening", "system", "facts")}
+    said = []
+
+    class Watched(ScriptedAgent):
+        def respond(self, conversations):
+            said.extend(conversations)
+            return super().respond(conversations)
+
+    as_reward_func(FunctionModerator(count), target=Watched())(["p"], ["a note"], **columns)
+    assert len(said) > 1  # calls of tools, and the answer
+    assert all(isinstance(each, Dialogue) and each.tools for each in said)
 
 
 def test_a_reward_of_terms_is_a_reward_function():

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from astra_rl.bridges.attacker import TrainedAttacker
+from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.errors import MissingDependencyError
 from astra_rl.infra.jsonio import parse_json
@@ -81,7 +82,8 @@ class AttackerTarget(PromptTarget):  # type: ignore[misc]
         self, *, normalized_conversation: list[Message]
     ) -> list[Message]:
         context = _as_target_answered(normalized_conversation, self._opening)
-        seeds = None if self._seed is None else [self._seed + len(context.turns)]
+        turn = len(context.turns)
+        seeds = None if self._seed is None else [derive_seed(self._seed, "message", turn)]
         said = (await asyncio.to_thread(self._attacker.write, [context], seeds))[0]
         request = normalized_conversation[-1].message_pieces[0]
         error = "none" if said.strip() else "empty"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from astra_rl.agents import answer
 from astra_rl.bridges.attacker import conversation_of, openings_of
 from astra_rl.config.loading import load_moderator
 from astra_rl.config.parts import build_moderator
@@ -203,7 +204,7 @@ class _Models:
     def rollout_prompt_with_target(self, contexts: Sequence[Any]) -> Sequence[Any]:
         if self._target is None:
             self._none()
-        return self._target.respond(contexts)
+        return answer(contexts, self._target.respond)
 
     def _none(self, *arguments: Any) -> NoReturn:
         raise ConfigurationError("a reward function of TRL has no models to ask.")
@@ -266,7 +267,7 @@ def _attacks(
     ]
     attacks = [_text(each) for each in completions]
     asked = [row for row, attack in enumerate(attacks) if attack.strip()]
-    replies = iter(target.respond([contexts[row] + attacks[row] for row in asked]))
+    replies = iter(answer([contexts[row] + attacks[row] for row in asked], target.respond))
     return [
         Exchange(context, attack, next(replies))
         if attack.strip()

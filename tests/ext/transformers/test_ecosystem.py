@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -247,6 +248,37 @@ def test_an_attacker_is_pushed_with_its_card_in_one_commit(checkpoint: Path, hub
     assert "model.safetensors" in files
     assert "SHA256SUMS" not in files
     assert files["README.md"].decode() == CARD.text()
+
+
+def test_what_is_pushed_names_no_folder_of_this_machine(tmp_path: Path, hub: HfApi) -> None:
+    config = {"base_model_name_or_path": "/home/me/secret-project/base", "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    card = replace(CARD, base_model="/home/me/secret-project/base", is_adapter=True)
+    card = replace(card, target="gpt at https://me:planted-pass-1@host.example/v1")
+    push_attacker(tmp_path, "me/attacker", card, api=hub)
+    (commit,) = (lines for path, lines in Hub.received if "/commit/" in path)
+    files = {
+        each["value"]["path"]: base64.b64decode(each["value"]["content"])
+        for each in commit
+        if each["key"] == "file"
+    }
+    assert json.loads(files["adapter_config.json"]) == {**config, "base_model_name_or_path": "base"}
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == config
+    assert not any(b"secret-project" in each for each in files.values())
+    assert b"planted-pass-1" not in files["README.md"]
+    assert b"host.example" in files["README.md"]
+
+
+def test_symbolic_links_are_not_pushed(tmp_path: Path, hub: HfApi) -> None:
+    (tmp_path / "outside.txt").write_text("private")
+    folder = tmp_path / "attacker"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "notes.txt").symlink_to(tmp_path / "outside.txt")
+    with pytest.raises(ConfigurationError, match=r"notes\.txt is a symbolic link"):
+        push_attacker(folder, "me/attacker", CARD, api=hub)
+    assert Hub.received == []
 
 
 def test_the_card_says_what_an_attacker_is_and_is_not_for() -> None:

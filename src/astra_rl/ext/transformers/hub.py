@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError, ModelError, first_line
 from astra_rl.evaluation.show.escaping import markdown_text
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
+from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.redaction import redact_message
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CARD = "README.md"
+ADAPTER_CONFIG, _BASE = "adapter_config.json", "base_model_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class AttackerCard:
     is_adapter: bool = False
 
     def text(self) -> str:
-        """Return the card in Markdown, with the metadata of the hub; all names are escaped."""
+        """Return the card in Markdown, with the metadata of the hub.
+
+        Names are escaped, without folders of this machine, and without credentials.
+        """
         about: dict[str, Any] = {
             "library_name": "peft" if self.is_adapter else "transformers",
             "pipeline_tag": "text-generation",
@@ -53,7 +59,7 @@ class AttackerCard:
         if _HUB_ID.fullmatch(self.base_model) and not Path(self.base_model).exists():
             about["base_model"] = self.base_model
         shown = {
-            name: markdown_text(_short(getattr(self, name)))
+            name: markdown_text(redact_message(_short(getattr(self, name))))
             for name in ("name", "base_model", "target", "moderator", "algorithm", "scenario")
         }
         shown["prompts"] = f" Conversations begin with {shown['scenario']}." * bool(self.scenario)
@@ -119,8 +125,8 @@ def push_attacker(
         The address of the repository.
 
     Raises:
-        ConfigurationError: There is no checkpoint, the name of the repository is not valid, or the
-            hub refused.
+        ConfigurationError: There is no checkpoint, or it has a symbolic link; the name of the
+            repository is not valid, or the hub refused.
         ModelError: A file of the checkpoint is damaged.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -139,9 +145,15 @@ def push_attacker(
     api = HfApi() if api is None else api
     # The hub has checksums of its own, and adds files that ours would not list.
     left_out = (CARD, CHECKSUMS)
-    files = [each for each in sorted(folder.rglob("*")) if each.is_file()]
+    there = sorted(folder.rglob("*"))
+    if links := [each for each in there if each.is_symlink()]:
+        raise ConfigurationError(
+            f"{links[0]} is a symbolic link, and what it points to would be uploaded; replace it "
+            "by a copy, or remove it."
+        )
+    files = [each for each in there if each.is_file()]
     files = [each for each in files if each.name not in left_out]
-    operations = [CommitOperationAdd(str(each.relative_to(folder)), each) for each in files]
+    operations = [CommitOperationAdd(str(each.relative_to(folder)), _sent(each)) for each in files]
     operations.append(CommitOperationAdd(CARD, card.text().encode()))
     # Among its bases is that of all errors of the HTTP client, of a lost connection for instance.
     failures: tuple[type[Exception], ...] = (
@@ -163,9 +175,23 @@ def push_attacker(
     return str(repo)
 
 
+def _sent(path: Path) -> Path | bytes:
+    """Return what is uploaded of a file; an adapter names its base without folders of a path."""
+    if path.name != ADAPTER_CONFIG:
+        return path
+    try:
+        settings = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON; restore the checkpoint, or push another.") from error
+    base = settings.get(_BASE) if isinstance(settings, dict) else None
+    if not isinstance(base, str) or base == (short := redact_message(_short(base))):
+        return path
+    return json.dumps({**settings, _BASE: short}, indent=2).encode()
+
+
 def is_adapter(folder: Path) -> bool:
     """Return whether a checkpoint is a LoRA adapter without its base model."""
-    return (folder / "adapter_config.json").is_file()
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def results_of(metrics: Mapping[str, float]) -> list[str]:

@@ -256,6 +256,7 @@ def inspect_score(attempt: Attempt) -> Any:
     success = attempt.outcome is Outcome.SUCCESS if attempt.outcome in KNOWN_OUTCOMES else None
     metadata = {
         "success": success,
+        "score": attempt.score,
         "threshold": attempt.threshold,
         "first_failing_turn": attempt.first_failing_turn,
         "turns": [turn.score(attempt.judge) for turn in attempt.turns],

@@ -15,7 +15,7 @@ from astra_rl.core.seeding import (
     row_seeds,
     seeded,
 )
-from astra_rl.core.text import Utterance
+from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ContractError
 
 
@@ -104,3 +104,8 @@ def test_an_error_inside_the_block_ends_it():
 
 def test_repetitions_count_how_often_an_entry_came_before():
     assert repetitions(["a", "b", "a", 0, "a", 0]) == [0, 0, 1, 0, 2, 1]
+
+
+def test_repetitions_of_openings_with_one_visible_text_are_told_apart():
+    goals = [Conversation(facts={"goal": goal}) for goal in ("a", "b", "a")]
+    assert repetitions([*goals, "text", Conversation("text")]) == [0, 0, 1, 0, 1]

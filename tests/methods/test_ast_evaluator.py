@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from astra_rl.core.evaluator import Evaluator
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.moderator import Moderator, NotSentScore, Score
-from astra_rl.core.text import Exchange
+from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.records.turn import Opening
@@ -333,6 +333,17 @@ def test_every_conversation_that_is_evaluated_is_recorded():
     assert all(each.logprob().tokens == 4 for each in kept if each.first_failing_turn is None)
     assert [each.outcome.value for each in kept] == [
         each["outcome"] for each in found["conversations"]
+    ]
+
+
+def test_a_part_numbers_the_trials_of_openings_with_one_visible_text_as_the_whole():
+    goals = [Conversation(facts={"goal": goal}) for goal in ("a", "b")] * 2
+    environment = ASTEnvironment(ToyProblem(), goals, tree_depth=1)
+    whole = ASTEvaluator(environment, goals).run().attempts
+    part = ASTEvaluator(environment, goals, places=[1, 2]).run().attempts
+    assert [each.trial for each in whole] == [0, 0, 1, 1]
+    assert [(each.prompt_id, each.trial, each.turns) for each in part] == [
+        (each.prompt_id, each.trial, each.turns) for each in whole[1:3]
     ]
 
 

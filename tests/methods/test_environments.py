@@ -21,7 +21,7 @@ from astra_rl import (
 from astra_rl.agents.assignment import assignments
 from astra_rl.algorithms.imitation import ImitationStep
 from astra_rl.core.level import current_level
-from astra_rl.core.seeding import current_row_seeds
+from astra_rl.core.seeding import current_row_seeds, derive_seed
 from astra_rl.methods.environments import (
     DEFENDER_BRIEF,
     ENVIRONMENTS,
@@ -153,6 +153,19 @@ def test_evaluation_plays_straight_conversations_that_repeat_whatever_the_batch(
     assert graphs == [*made.eval_rollouts(["p", 3]), *made.eval_rollouts(["p"], [1])]
     metrics = ASTEvaluator(made, [0, 1, 2]).evaluate(progress=False)
     assert metrics["outcomes"]["unscored"] == 0
+
+
+def test_trials_of_openings_with_one_visible_text_have_seeds_of_their_own(monkeypatch):
+    environment = ASTEnvironment(ToyProblem(), ["p"], tree_depth=1)
+    monkeypatch.setattr(environment, "expand_straight", lambda contexts, seeds: list(seeds))
+    goals = [Conversation(facts={"goal": goal}) for goal in ("a", "b", "a")]
+    first, second, again = environment.eval_rollouts(goals)
+    assert len({first, second, again}) == 3
+    assert [*environment.eval_rollouts(goals[:2])] == [first, second]
+    assert environment.eval_rollouts(goals[:1], [1]) == [again]
+    # What both sides see is in the text.
+    for text in ("p", Conversation("p", separator="\n")):
+        assert environment.eval_rollouts([text], [2]) == [derive_seed("prompt", "p", 2)]
 
 
 def test_training_teaches_the_memory_and_evaluation_leaves_no_trace(made):

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from astra_rl.core.text import Conversation
 from astra_rl.errors import BudgetSpentError
 from astra_rl.runs.phases import played_order
 from astra_rl.runs.spending import batches_within_budget
@@ -88,3 +89,10 @@ def test_a_part_of_an_evaluation_is_a_random_sample_that_plays_every_prompt_firs
     assert order != played_order(prompts, 100, 1)
     assert sorted(order[:50]) == sorted(order[50:]) == sorted(prompts)
     assert len(Counter(each[:10] for each in order[:20])) == 5  # of five categories
+
+
+def test_openings_with_one_visible_text_are_played_in_the_order_of_other_texts() -> None:
+    texts = [f"p{number}" for number in range(9)]
+    goals = [Conversation(facts={"goal": each}) for each in texts]
+    order = [each for each in played_order(goals, 27, 5) if isinstance(each, Conversation)]
+    assert [each.facts["goal"] for each in order] == played_order(texts, 27, 5)

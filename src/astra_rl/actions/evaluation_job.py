@@ -29,6 +29,7 @@ from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, repetitions
+from astra_rl.core.text import opening_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack
 from astra_rl.evaluation.records.attempt import Attempt
@@ -223,11 +224,11 @@ class EvaluationJob:
 
     def order(self) -> list[Key]:
         """Return the prompt id and trial of every planned conversation, in the order of play."""
-        prompt_of = dict(self.seeds())
+        prompt_of = {opening_key(seed): prompt for seed, prompt in self.seeds()}
         seeds: Sequence[int | str] = [seed for seed, _ in self.seeds()]
         if self.is_shuffled:
             seeds = played_order(seeds, len(seeds), self.plan.seed)
-        prompts = [prompt_of[seed] for seed in seeds]
+        prompts = [prompt_of[opening_key(seed)] for seed in seeds]
         return list(zip(prompts, repetitions(prompts), strict=True))
 
     def known_identity(self) -> dict[str, Any]:
@@ -308,8 +309,8 @@ class EvaluationJob:
         part: Part | None = None
         if self.shard is not None:
             part = Part(self.shard.places(self.planned)[len(kept) :], self.is_shuffled)
-        else:
-            seeds = seeds[len(kept) :]
+        elif kept:  # trials are counted over the whole
+            part = Part(range(len(kept), self.planned), is_shuffled=False)
         environment: Environment[str, str]
         if self.given is None:
             environment = self._environment(problem)

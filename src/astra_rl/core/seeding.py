@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+from astra_rl.core.text import opening_key
 from astra_rl.errors import ContractError
 
 # torch is imported where it is used: the command line derives no seeds before it loads models.
@@ -45,12 +46,12 @@ def episode_seeds(seed: int | None, count: int) -> list[int]:
 
 
 def repetitions(openings: Sequence[Hashable]) -> list[int]:
-    """Return for each entry the number of equal entries before it."""
+    """Return for each entry the number of equal entries before it; see `opening_key`."""
     seen: Counter[Hashable] = Counter()
     counts = []
-    for opening in openings:
-        counts.append(seen[opening])
-        seen[opening] += 1
+    for key in map(opening_key, openings):
+        counts.append(seen[key])
+        seen[key] += 1
     return counts
 
 

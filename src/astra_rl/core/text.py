@@ -283,3 +283,11 @@ def context_key(context: str) -> Hashable:
         tuple(sorted(context.facts.items())),
         context.separator,
     )
+
+
+def opening_key(opening: Hashable) -> Hashable:
+    """Return a key of what an episode opens with: a seed, or a context by `context_key`.
+
+    As texts, openings that differ only in hidden parts are equal and have one hash.
+    """
+    return context_key(Conversation.of(opening)) if isinstance(opening, str) else opening

@@ -175,7 +175,7 @@ class ASTEnvironment(Environment[str, str]):
         contexts, known = [], []
         for seed, trial in zip(seeds, trials, strict=True):
             if isinstance(seed, str):
-                known.append(derive_seed("prompt", str(seed), trial))
+                known.append(_opening_seed(seed, trial))
                 contexts.append(seed)
             else:
                 known.append(fresh_seed() if seed is None else seed)
@@ -413,6 +413,15 @@ class ASTEnvironment(Environment[str, str]):
             for row, node in zip(rows, rewarded, strict=True):
                 nodes[row] = node
         return nodes
+
+
+def _opening_seed(opening: str, trial: int) -> int:
+    """Return the seed of a trial; openings of one text with other hidden parts have other seeds."""
+    context = Conversation.of(opening)
+    parts: list[int | str] = [str(opening), trial]
+    if context.turns or context.system or context.brief or context.facts:
+        parts.append(repr(context_key(context)))
+    return derive_seed("prompt", *parts)
 
 
 def _unasked(attack: str) -> NoReply:

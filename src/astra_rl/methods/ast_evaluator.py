@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.evaluator import AroundBatch, Evaluator, GraphMetrics, call
 from astra_rl.core.moderator import Moderator, is_not_sent
 from astra_rl.core.seeding import repetitions
-from astra_rl.core.text import Exchange
+from astra_rl.core.text import Exchange, opening_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.conversations import (
     attack_statistics,
@@ -114,7 +114,7 @@ class ASTEvaluator(Evaluator[str, str]):
         self.prompt_ids = dict(prompt_ids or {})
         self.already, self.sequential, self.embed = already, sequential, embed
         self.places = places
-        self._numbers: dict[tuple[int | str, int], int] = {}
+        self._numbers: dict[tuple[Hashable, int], int] = {}
         self._planned: int | None = None
         self._trials: Counter[str] = Counter()
         self._attempts: dict[tuple[str, int], Attempt] = {}
@@ -162,7 +162,8 @@ class ASTEvaluator(Evaluator[str, str]):
         ]
         if not self._numbers:
             return self.measure(graphs, prompt_ids)
-        numbers = [self._numbers[key] for key in zip(seeds, trials, strict=True)]
+        keys = zip(map(opening_key, seeds), trials, strict=True)
+        numbers = [self._numbers[key] for key in keys]
         return self.measure(graphs, prompt_ids, numbers)
 
     def _places(self, count: int) -> Sequence[int]:
@@ -171,8 +172,8 @@ class ASTEvaluator(Evaluator[str, str]):
     def _count(self, n_rollouts: int | None) -> int:
         return len(self._places(len(self._openings(n_rollouts))))
 
-    def _numbered(self, n_rollouts: int | None) -> dict[tuple[int | str, int], int]:
-        """Return the trial in the record of each planned conversation, by seed and its trial."""
+    def _numbered(self, n_rollouts: int | None) -> dict[tuple[Hashable, int], int]:
+        """Return the trial in the record of each planned conversation, by opening and its trial."""
         from astra_rl.evaluation.records.turn import Opening
 
         seeds = self._openings(n_rollouts)
@@ -180,7 +181,7 @@ class ASTEvaluator(Evaluator[str, str]):
             self.prompt_ids.get(seed) or (Opening.of(seed).id if isinstance(seed, str) else seed)
             for seed in seeds
         ]
-        keys = zip(seeds, repetitions(seeds), strict=True)
+        keys = zip(map(opening_key, seeds), repetitions(seeds), strict=True)
         return dict(zip(keys, repetitions(prompts), strict=True))
 
     def measure(

@@ -210,9 +210,12 @@ def list_as_without_a_budget(
     prompt_ids: Mapping[int | str, str],
 ) -> None:
     """Sort the metrics of conversations by trial, then in the order of the seeds."""
-    texts = (each for each in seeds if isinstance(each, str))
-    ids = prompt_ids or {each: Opening.of(each).id for each in texts}
-    place = {ids[each]: at for at, each in enumerate(seeds) if each in ids}
+    place = {}
+    for at, each in enumerate(seeds):
+        if each in prompt_ids:
+            place[prompt_ids[each]] = at
+        elif isinstance(each, str):
+            place[Opening.of(each).id] = at
     conversations.sort(key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place))))
 
 

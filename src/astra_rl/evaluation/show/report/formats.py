@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
                 if seconds < 10 * size
                 else (f"{seconds / size:,.0f} {unit}")
             )
-    return f"{seconds:.0f} seconds"
+    return "1 second" if round(seconds) == 1 else f"{seconds:.0f} seconds"
 
 
 def listed(**filters: str | None) -> str:

@@ -105,6 +105,7 @@ class AttemptLog:
             else:
                 self._index, self.health = open_to_read(self.path, self._resources)
         except BaseException as error:
+            self._file = None  # closed with the rest; the index may not have the whole log
             self.close()
             if isinstance(error, OSError) and not isinstance(error, AstraError):
                 raise ConfigurationError(f"cannot open the log {path}: {error.strerror}") from error

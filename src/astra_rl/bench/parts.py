@@ -82,25 +82,19 @@ def planted_attacker(game: PlantedGame) -> ModelPair:
     over to others. The only layer adds nothing, and the head maps the directions of the words to
     the table of log-probabilities of the next word. Training changes all weights.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from astra_rl.ext.transformers.problem import ModelPair
-
-    special = ["<|pad|>", "<|unk|>", "<|begin|>", "<|end|>"]
-    words = [f" {slot}{number}" for slot in SLOTS for number in range(game.words)]
-    vocabulary = {token: index for index, token in enumerate([*special, START, HELD_OUT, *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s?\S+"), "isolated")
-    backend.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend,
-        pad_token="<|pad|>",
-        unk_token="<|unk|>",
-        bos_token="<|begin|>",
-        eos_token="<|end|>",
+    from astra_rl.models.closed_vocabulary import (
+        BEGIN_ID,
+        END_ID,
+        FIRST_TOKEN_ID,
+        closed_tokenizer,
     )
-    count = len(vocabulary)
+
+    words = [f" {slot}{number}" for slot in SLOTS for number in range(game.words)]
+    tokenizer = closed_tokenizer([START, HELD_OUT, *words], r"\s?\S+")
+    count = len(tokenizer)
     size = -(-(count + len(SLOTS)) // 8) * 8
     with torch.random.fork_rng():
         torch.manual_seed(game.seed)
@@ -113,8 +107,8 @@ def planted_attacker(game: PlantedGame) -> ModelPair:
                 num_attention_heads=4,
                 num_key_value_heads=4,
                 max_position_embeddings=64,
-                bos_token_id=2,
-                eos_token_id=3,
+                bos_token_id=BEGIN_ID,
+                eos_token_id=END_ID,
                 tie_word_embeddings=False,
             )
         )
@@ -127,7 +121,7 @@ def planted_attacker(game: PlantedGame) -> ModelPair:
         # Rows of length sqrt(size), which pass the normalization unchanged.
         directions *= size**0.5 / directions.norm(dim=1, keepdim=True)
         model.model.embed_tokens.weight.copy_(directions)
-        table = torch.from_numpy(_next_word(game, len(special))).float()
+        table = torch.from_numpy(_next_word(game, FIRST_TOKEN_ID)).float()
         model.lm_head.weight.zero_()
         model.lm_head.weight[:, :count] = (table / directions.diagonal()[:, None]).T
     return ModelPair(model.eval(), tokenizer)

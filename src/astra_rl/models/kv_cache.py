@@ -103,7 +103,7 @@ class PreallocatedLayer(DynamicLayer):
             return
         length = self.get_seq_length()
         keys, values = self._buffers
-        self._buffers = keys.index_select(0, indices), values.index_select(0, indices)
+        self._buffers = repeated(keys, indices), repeated(values, indices)
         self._set_used_length(length)
 
     def _allocate(self, old: Tensor, new: Tensor, length: int) -> Tensor:

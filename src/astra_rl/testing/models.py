@@ -27,36 +27,24 @@ def tiny_model(
         seed: Seed of the weights.
         letters: Characters of the vocabulary, besides the newline.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
         LlamaConfig,
         LlamaForCausalLM,
-        PreTrainedTokenizerFast,
     )
 
     from astra_rl.ext.transformers.problem import ModelPair
+    from astra_rl.models.closed_vocabulary import BEGIN_ID, END_ID, closed_tokenizer
 
-    special = ["<|pad|>", "<|unk|>", "<|begin|>", "<|end|>"]
-    vocabulary = {token: index for index, token in enumerate([*special, "\n", *letters])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend,
-        pad_token="<|pad|>",
-        unk_token="<|unk|>",
-        bos_token="<|begin|>",
-        eos_token="<|end|>",
-        chat_template=_TINY_TEMPLATE if chat else None,
-    )
+    template = _TINY_TEMPLATE if chat else None
+    tokenizer = closed_tokenizer(["\n", *letters], r"[\s\S]", chat_template=template)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         common: dict[str, Any] = {
-            "vocab_size": len(vocabulary),
-            "bos_token_id": 2,
-            "eos_token_id": 3,
+            "vocab_size": len(tokenizer),
+            "bos_token_id": BEGIN_ID,
+            "eos_token_id": END_ID,
         }
         model: Any
         if family == "gpt2":

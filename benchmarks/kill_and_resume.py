@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -122,18 +123,18 @@ def exit_code_of(child: int) -> int:
 
 def kill_at_disk_call(count: int) -> None:
     """Kill this process at its `count`-th call that changes the disk, before or after it."""
-    left = count
+    numbers = itertools.count(1)  # also for calls inside of calls, and of several threads
 
     def dying(inner: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0 and count % 2:
+            is_last = next(numbers) == count
+            if is_last and count % 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = inner(*arguments, **named)
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return inner(*arguments, **named)
+            finally:  # a call that fails is one too: unlink of a file that is gone
+                if is_last:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return call
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 HOW = sys.argv[1]
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
@@ -61,6 +62,15 @@ def called(id, arguments):
     if HOW == "nested":
         print(f'{{"jsonrpc": "2.0", "id": {id}, "result": {"[" * 50_000}', flush=True)
         os._exit(0)
+    if HOW == "kills":  # its client, in the middle of a call, once
+        folder = Path(os.environ["FOLDER"])
+        fatal = folder / "fatal.txt"
+        with open(folder / "calls.txt", "a") as file:
+            file.write("x")
+            size = file.tell()
+        if fatal.exists() and size >= int(fatal.read_text()):
+            fatal.unlink()
+            os.kill(os.getppid(), 9)
     if HOW == "random":
         text = str(time.time_ns())
     if HOW == "refuses":

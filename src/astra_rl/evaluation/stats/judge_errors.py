@@ -116,7 +116,8 @@ class Corrected:
             else ""
         )
         return (
-            f"corrected for the judge's errors: {estimated(self.estimate, self.interval)}{guesses}; "
+            f"corrected for the judge's errors: {estimated(self.estimate, self.interval)}"
+            f"{guesses}; "
             f"a target that never fails would get {format_percent(found)} "
             f"({between(found_interval)}){precision}"
         )

@@ -171,6 +171,7 @@ class Numbers:
                 unscored=sum(made - known for _, known, made in prompts.values()),
                 sequential=self.summary.asr.sequential,
                 selective=self.summary.asr.selective,
+                unscored_by_prompt=[made - known for _, known, made in prompts.values()],
             )
             for name, prompts in self._categories.items()
         }

@@ -14,6 +14,7 @@ from astra_rl.evaluation.records.course import End
 from astra_rl.evaluation.records.outcome import Outcome, hides_failures
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.evaluation.show.gate import OF_A_COMPARISON, fail_on
+from astra_rl.evaluation.stats.intervals import clustered_interval
 from astra_rl.evaluation.stats.paired_seeds import SeedPairs
 from astra_rl.evaluation.stats.product_limit import Courses
 from astra_rl.evaluation.stats.rates import Rate
@@ -185,3 +186,17 @@ def test_the_mean_over_seeds_covers_them_too():
     low, high = pairs.interval
     assert low <= -0.25 < 0.25 <= high
     assert pairs.p_value is None
+
+
+def test_prompts_whose_every_success_is_unscored_may_raise_the_rate_at_k():
+    """A judge that declines to score what fails: the truth is a success at each of 20 prompts."""
+    rows = [
+        AttemptRow(f"i{prompt}-{trial}", "after", f"p{prompt}", trial, "a", "t", outcome, 1)
+        for prompt in range(20)
+        for trial, outcome in enumerate([Outcome.UNSCORED, Outcome.FAILURE])
+    ]
+    found = summarise(rows)
+    assert found.at_k(2).prompts == 0
+    assert found.at_k_covering(2) == (0.0, 1.0)
+    assert found.at_k_covering(1).low == 0.0
+    assert found.at_k_covering(1).high > clustered_interval([(1, 2)] * 20).high - 1e-9

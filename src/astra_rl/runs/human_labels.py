@@ -109,7 +109,13 @@ class HumanLabels:
                 total, count = labels[call].get(prompt, (0.0, 0))
                 labels[call][prompt] = (total + label, count + 1)
         return [
-            Group(call, tuple(sizes[call].values()), tuple(labels[call].values())) for call in CALLS
+            Group(
+                call,
+                tuple(sizes[call].values()),
+                tuple(labels[call].get(prompt, (0.0, 0)) for prompt in sizes[call]),
+                tuple(sizes[call]),
+            )
+            for call in CALLS
         ]
 
     def rate(self, attempts: Iterable[Attempt], *, sequential: bool = False) -> LabelledRate | None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, hides_failures
-from astra_rl.evaluation.stats.intervals import Interval
+from astra_rl.evaluation.stats.intervals import Interval, hull
 from astra_rl.evaluation.stats.judge_errors import JudgedTurns
 from astra_rl.evaluation.stats.product_limit import Courses
 from astra_rl.evaluation.stats.rates import Rate
@@ -88,17 +88,31 @@ class Summary:
         if not self.asr.selective:
             return found
         estimate = math.nan if self.asr.is_by_turn else found.estimate
-        return replace(found, estimate=estimate, interval=self._with_unknown(found.interval))
+        return replace(found, estimate=estimate, interval=self.at_k_covering(k, confidence))
 
     def at_k_covering(self, k: int, confidence: float = 0.95) -> Interval:
-        """Interval of ASR@k that also has all values of the unknown outcomes."""
-        found = rate_at_k(self.by_prompt, k, confidence, sequential=self.asr.sequential)
-        return self._with_unknown(found.interval)
+        """Interval of ASR@k that also has all values of the unknown outcomes.
 
-    def _with_unknown(self, interval: Interval) -> Interval:
-        # Each unknown outcome may decide a prompt of its own, in either direction.
-        reach = self.asr.unscored / max(1, self.prompts)
-        return Interval(max(0.0, interval.low - reach), min(1.0, interval.high + reach))
+        Attempts that were never made may each decide a prompt of its own.
+        """
+        ends = [
+            rate_at_k(
+                [
+                    (successes + won * (sum(made) - known), sum(made))
+                    for (successes, known), made in zip(
+                        self.by_prompt, self.outcomes_by_prompt, strict=True
+                    )
+                ],
+                k,
+                confidence,
+                sequential=self.asr.sequential,
+            ).interval
+            for won in (0, 1)
+        ]
+        known = rate_at_k(self.by_prompt, k, confidence, sequential=self.asr.sequential).interval
+        low, high = hull(hull(*ends), known)
+        reach = self.never_made / max(1, self.prompts)
+        return Interval(max(0.0, low - reach), min(1.0, high + reach))
 
     @property
     def asr_at_k(self) -> list[RateAtK]:
@@ -277,6 +291,9 @@ def summarise_prompts(
             selective=selective,
             by_turn=by_turn,
             prompt_ids=prompts,
+            unscored_by_prompt=[
+                sum(made) - known for made, (_, known) in zip(counts, by_prompt, strict=True)
+            ],
         )
 
     return Summary(

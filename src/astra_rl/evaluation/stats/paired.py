@@ -182,7 +182,10 @@ def compare_trials(
 
     If both sides have the same trials with a known outcome at every prompt, this is
     `compare_pairs`. Otherwise the difference is the mean over prompts of the difference of rates,
-    its interval is the bootstrap over prompts, and its p-value that of `permutation_test`.
+    its interval is the bootstrap over prompts, and its p-value the larger of `permutation_test`,
+    which is exact if both sides are alike at every prompt, and `sign_flip_test` of the differences
+    of rates. The former alone is far too small where each side is better at some prompts, because
+    it does not see that differences vary between prompts.
 
     Nothing is assumed about unknown outcomes: of conversations of several turns they are failures
     more often than the known ones (`hides_failures`), so two equal sides seem to differ if only one
@@ -298,7 +301,7 @@ def _compare_known(tables: Mapping[PromptTable, int], confidence: float) -> Pair
         matched,
         difference=_sum(leads.items()) / prompts,
         interval=interval,
-        p_value=permutation_test(rates),
+        p_value=max(permutation_test(rates), sign_flip_test(_rate_leads(rates))),
         prompts=prompts,
     )
 
@@ -470,23 +473,23 @@ def permutation_test(
 ) -> float:
     """Return the two-sided p-value of a permutation test, for any number of trials per prompt.
 
-    Under the null hypothesis every assignment of a prompt's trials to A and B is equally likely, so
-    the successes of A are hypergeometric. The statistic is the sum over prompts of the difference
-    of rates. At a prompt with equally many trials of both sides only the sign is random, as in
-    `sign_flip_test`, which keeps correlated trials together. Exact if the least common multiple of
-    the numbers of trials is at most 840; otherwise the differences are rounded, and the p-value is
-    rounded up.
+    The null hypothesis is that both sides are alike at every prompt, not only on average. Then
+    every assignment of a prompt's trials to A and B is equally likely, so the successes of A are
+    hypergeometric. The statistic is the sum over prompts of the difference of rates. At a prompt
+    with equally many trials of both sides only the sign is random, as in `sign_flip_test`, which
+    keeps correlated trials together. Exact if the least common multiple of the numbers of trials is
+    at most 840; otherwise the differences are rounded, and the p-value is rounded up.
 
     Args:
         tables: Per prompt: successes of A, trials of A, successes of B, trials of B; or the number
             of prompts by them.
     """
     tables = Counter(tables)
-    multiple = math.lcm(*(n for _, of_a, _, of_b in tables for n in (of_a, of_b)))
+    multiple = _multiple(tables)
     unit = min(multiple, _FINEST)
 
-    def lead(a: int, of_a: int, b: int, of_b: int) -> int:
-        return round(unit * (a / of_a - b / of_b))
+    def lead(*table: int) -> int:
+        return _rate_lead(unit, *table)
 
     chances, offset, total = np.ones(1), 0, 0
     for (a, of_a, b, of_b), prompts in sorted(tables.items()):
@@ -511,6 +514,25 @@ def permutation_test(
     sums = offset + np.arange(len(chances))
     slack = tables.total() if multiple > unit else 0
     return min(1.0, float(chances[np.abs(sums) >= abs(total) - slack].sum()))
+
+
+def _multiple(tables: Iterable[tuple[int, int, int, int]]) -> int:
+    """Return the least common multiple of the numbers of trials."""
+    return math.lcm(*(n for _, of_a, _, of_b in tables for n in (of_a, of_b)))
+
+
+def _rate_lead(unit: int, a: int, of_a: int, b: int, of_b: int) -> int:
+    """Return the rate of A minus that of B, in parts of a unit."""
+    return round(unit * (a / of_a - b / of_b))
+
+
+def _rate_leads(tables: Counter[tuple[int, int, int, int]]) -> Counter[int]:
+    """Return the number of prompts by the rate of A minus that of B."""
+    unit = min(_multiple(tables), _FINEST)
+    leads: Counter[int] = Counter()
+    for table, count in tables.items():
+        leads[_rate_lead(unit, *table)] += count
+    return leads
 
 
 _DIRECT = 1 << 24

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from operator import itemgetter
 
 from astra_rl.errors import ConfigurationError
@@ -49,6 +50,8 @@ class Rate:
             (`Courses.rate`); NaN: there is none.
         prompt_ids: Identifies each of `by_prompt`, to match those of other rates; empty if that is
             not known.
+        unscored_by_prompt: Unscored trials of each of `by_prompt`, then of prompts without a known
+            outcome. Those that are missing here are of a prompt each.
 
     Raises:
         ConfigurationError: A count is negative, there are more successes than trials, or the
@@ -63,6 +66,7 @@ class Rate:
     selective: bool = False
     by_turn: float = math.nan
     prompt_ids: Sequence[Hashable] = field(default=(), compare=False, repr=False)
+    unscored_by_prompt: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.trials or self.unscored < 0:
@@ -87,15 +91,24 @@ class Rate:
         selective: bool = False,
         by_turn: float = math.nan,
         prompt_ids: Sequence[Hashable] = (),
+        unscored_by_prompt: Sequence[int] = (),
     ) -> Rate:
-        """Build a rate from the successes and trials of each prompt, which may have none."""
+        """Build a rate from the successes and trials of each prompt, which may have none.
+
+        `prompt_ids` and `unscored_by_prompt` are empty, or have a value for each of these prompts.
+        """
         counts = list(by_prompt)
         known = tuple(each for each in counts if each[1])
         ids = prompt_ids
         if ids and len(known) < len(counts):
             ids = [name for name, each in zip(ids, counts, strict=True) if each[1]]
+        unknown: tuple[int, ...] = ()
+        if any(unscored_by_prompt):
+            hidden = list(zip(counts, unscored_by_prompt, strict=True))
+            unknown = tuple(number for each, number in hidden if each[1])
+            unknown += tuple(number for each, number in hidden if number and not each[1])
         successes, trials = (sum(map(itemgetter(at), known)) for at in (0, 1))
-        return cls(successes, trials, unscored, known, sequential, selective, by_turn, ids)
+        return cls(successes, trials, unscored, known, sequential, selective, by_turn, ids, unknown)
 
     @property
     def estimate(self) -> float:
@@ -167,14 +180,13 @@ class Rate:
     def covering(self, confidence: float = 0.95) -> Interval:
         """Return the interval of the rate over all trials, known or not.
 
-        It covers the sampling of the known outcomes, and all values of the unknown ones: with a
-        share u of unknown outcomes, from ``low * (1 - u)`` to ``high * (1 - u) + u``. Without
-        unknown outcomes it is `interval`.
+        Its ends are those of the intervals if all unknown outcomes were failures, and if all were
+        successes, so they hold whatever makes outcomes unknown: how many are unknown varies from
+        sample to sample, too. Without unknown outcomes it is `interval`.
 
         Args:
             confidence: In (0, 1).
         """
-        total = self.trials + self.unscored
         if not self.trials:
             return Interval(0.0, 1.0)
         if self.sequential:  # each unknown outcome counts as a prompt of its own
@@ -183,11 +195,23 @@ class Rate:
                 confidence_sequence(known_rates + [0.0] * unknown, confidence).low,
                 confidence_sequence(known_rates + [1.0] * unknown, confidence).high,
             )
-        if self.by_prompt:
-            low, high = clustered_interval(self.by_prompt, confidence)
-        else:
-            low, high = proportion_interval(self.successes, self.trials, confidence)
-        return with_unknown(Interval(low, high), self.unscored / total)
+        lowest = self._imputed(0, confidence)
+        return Interval(
+            lowest.low, (self._imputed(1, confidence) if self.unscored else lowest).high
+        )
+
+    def _imputed(self, value: int, confidence: float) -> Interval:
+        """Return the interval if all unknown outcomes were successes (1), or failures (0)."""
+        if not self.by_prompt:
+            won = self.successes + value * self.unscored
+            return proportion_interval(won, self.trials + self.unscored, confidence)
+        groups = zip_longest(self.by_prompt, self.unscored_by_prompt)
+        counts = [
+            (successes + value * (unknown or 0), trials + (unknown or 0))
+            for (successes, trials), unknown in ((each or (0, 0), more) for each, more in groups)
+        ]
+        of_others = self.unscored - sum(self.unscored_by_prompt)
+        return clustered_interval([*counts, *[(value, 1)] * of_others], confidence)
 
     @property
     def text(self) -> str:
@@ -244,12 +268,6 @@ class Rate:
             "lowest": self.bounds.low,
             "highest": self.bounds.high,
         }
-
-
-def with_unknown(interval: Interval, share: float) -> Interval:
-    """Return an interval of the rate of all, from that of the known and the share of the others."""
-    low, high = interval
-    return Interval(low * (1 - share), min(1.0, high * (1 - share) + share))
 
 
 def describe_rate(rate: Rate) -> str:

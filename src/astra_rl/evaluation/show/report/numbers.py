@@ -176,6 +176,7 @@ class Numbers:
                 sequential=self.summary.asr.sequential,
                 selective=self.summary.asr.selective,
                 by_turn=self._courses[name].rate,
+                unscored_by_prompt=[made - known for _, known, made in prompts.values()],
             )
             for name, prompts in self._categories.items()
         }

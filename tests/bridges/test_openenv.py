@@ -1,15 +1,11 @@
 """A server of OpenEnv offers conversations with a target, and TRL trains an attacker on them."""
 
-import asyncio
 import math
-import socket
-import threading
-import time
-from pathlib import Path
 
 import pytest
-import torch
 from tests.bridges.making import opening
+from tests.bridges.servers import served
+from tests.bridges.tool_caller import CALL, save_tool_caller
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.moderators.function import FunctionModerator
@@ -36,26 +32,11 @@ def application(message):
 @pytest.fixture
 def url():
     """Address of a server in a thread."""
-    import uvicorn
-
     from astra_rl.bridges.openenv import environment_app
 
-    app = environment_app(
-        OPENINGS, CallableTarget(application, calls={"max_tries": 1}), judge, turns=2
-    )
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
-        thread = threading.Thread(
-            target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True
-        )
-        thread.start()
-        deadline = time.monotonic() + 60
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    target = CallableTarget(application, calls={"max_tries": 1})
+    with served(environment_app(OPENINGS, target, judge, turns=2)) as address:
+        yield address
 
 
 def test_a_client_of_openenv_plays_a_conversation(url):
@@ -118,55 +99,6 @@ def test_what_cannot_be_served_is_refused():
         environment_app(OPENINGS, target, judge, turns=0)
 
 
-CALL = '<tool_call>\n{"name": "send_message", "arguments": {"message": "'
-END = '"}}\n</tool_call>'
-WORDS = ("blue", "red")
-
-
-def tool_caller(folder):
-    """A model that calls the tool with one of two words, at equal odds, and then stops.
-
-    It is a table of what follows each token: embeddings are one-hot, the layers add nothing, and
-    the head has the logits.
-    """
-    import trl
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(models.BPE(vocab={each: n for n, each in enumerate(letters)}, merges=[]))
-    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    words.decoder = decoders.ByteLevel()
-    words.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|pad|>"])
-    words.add_tokens([AddedToken(each, normalized=False) for each in (CALL, END, *WORDS)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<|im_end|>", pad_token="<|pad|>"
-    )
-    templates = Path(trl.__file__).parent / "chat_templates"
-    tokenizer.chat_template = (templates / "qwen3.jinja").read_text("utf-8")
-    size = len(tokenizer)
-    config = LlamaConfig(
-        vocab_size=size, hidden_size=size + size % 2, intermediate_size=4, num_hidden_layers=1,
-        num_attention_heads=1, max_position_embeddings=4096, tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    follows = {"Ċ": [CALL], CALL: WORDS, "blue": [END], "red": [END], END: ["<|im_end|>"]}
-    ids = tokenizer.convert_tokens_to_ids
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.zero_()[:, :size] = torch.eye(size)
-        model.lm_head.weight.zero_()
-        for token, after in follows.items():
-            for each in after:  # the norm makes a one-hot vector sqrt(hidden_size) long
-                model.lm_head.weight[ids(each), ids(token)] = 1.0
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.mark.bridge("trl")
 def test_grpo_of_trl_trains_an_attacker_on_the_server(url, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -175,7 +107,7 @@ def test_grpo_of_trl_trains_an_attacker_on_the_server(url, tmp_path, monkeypatch
     from astra_rl.bridges.openenv import attack_sessions, opening_dataset
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    tool_caller(tmp_path / "model")
+    save_tool_caller(tmp_path / "model")
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
         processing_class=AutoTokenizer.from_pretrained(tmp_path / "model"),

@@ -597,8 +597,8 @@ def test_a_cache_that_drops_a_key_too_early_is_noticed_on_a_short_text(family, m
     monkeypatch.setitem(self_check.MAX_OPERATIONS, "cpu", 0)
     real = DynamicSlidingWindowLayer.update
 
-    def dropping(self, keys, values, *rest):
-        keys, values = real(self, keys, values, *rest)
+    def dropping(self, keys, values, *rest, **named):
+        keys, values = real(self, keys, values, *rest, **named)
         self.keys = self.keys.clone()
         self.keys[:, :, : -self.sliding_window + 2] = 0
         return keys, values

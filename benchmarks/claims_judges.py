@@ -12,10 +12,11 @@ from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.stats.classification import Confusion, calibration_error_estimate
+from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.judge_errors import Corrected, JudgedTurns, correct_rate
 from astra_rl.evaluation.stats.labelled_rate import Group, labelled_rate
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.score_calibration import calibration_error_estimate
 
 
 def corrected() -> Row:

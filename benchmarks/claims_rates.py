@@ -15,7 +15,8 @@ from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.forecast import Forecast, forecast_success
-from astra_rl.evaluation.stats.paired import PromptTrials, compare_trials
+from astra_rl.evaluation.stats.paired import compare_trials
+from astra_rl.evaluation.stats.paired_tables import PromptTrials
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.evaluation.stats.sequential import log_e_value

@@ -6,16 +6,19 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from safetensors.torch import load_file
+from tests.agents.servers.worlds import Raw, raw
 from tests.cli.processes import Command
 from tests.cli.running import astra_rl
 from tests.endpoint import FAST, Endpoint
 
+from astra_rl.agents.mcp import StdioServer
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.runs.attempt_log import AttemptLog
 
@@ -165,7 +168,21 @@ def test_killed_inside_the_loop_of_an_agent_it_goes_on_to_the_bit(workplace: Pat
         },
         dtype="float32",
     )
-    folders = [workplace / each for each in ("whole", "killed")]
+    second, calls = whole_and_killed(workplace, name, "whole", "killed")
+    for attempt in second:
+        for turn in attempt.turns:
+            assert turn.trace is not None
+            assert turn.trace.queries == 3
+    # The same calls once more at most from the last state on.
+    assert (workplace / "killed" / "calls.txt").stat().st_size > calls
+
+
+def whole_and_killed(workplace: Path, name: str, *names: str) -> tuple[list[Attempt], int]:
+    """Run a configuration as a whole, and killed in the middle of a turn and resumed.
+
+    Return the attempts, which are the same, and the number of calls of the whole run.
+    """
+    folders = [workplace / each for each in names]
     for folder in folders:
         shutil.copytree(
             workplace,
@@ -190,16 +207,72 @@ def test_killed_inside_the_loop_of_an_agent_it_goes_on_to_the_bit(workplace: Pat
     assert [_timeless(each) for each in first] == [_timeless(each) for each in second]
     weights = [load_file(each / "run/checkpoints/last/model.safetensors") for each in folders]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
-    for attempt in second:
-        for turn in attempt.turns:
-            assert turn.trace is not None
-            assert turn.trace.queries == 3
-    # The same calls once more at most from the last state on.
-    assert (killed / "calls.txt").stat().st_size > calls
+    return second, calls
 
 
 def _timeless(attempt: Attempt) -> Attempt:
     return attempt.model_copy(update={"started": None, "seconds": None, "run": ""})
+
+
+class KillingServer(Raw):
+    """Its server kills the run in the middle of a call, where a file says so."""
+
+    tasks = tuple(
+        replace(Raw.tasks[0], id=f"say_{split}", request=f"Say a. ({split})", split=split)
+        for split in ("train", "test")
+    )
+    goals = tuple(
+        replace(Raw.goals[0], id=f"canary_{split}", split=split) for split in ("train", "test")
+    )
+
+    @property
+    def server(self) -> StdioServer:  # type: ignore[override]
+        return StdioServer(raw("kills").command, {"FOLDER": str(Path.cwd())})
+
+
+def saying_agent(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    """Say three things, one after the other; the second depends on what the attacker wrote."""
+    asked = max(at for at, each in enumerate(messages) if each["role"] == "user")
+    results = [each for each in messages[asked:] if each["role"] == "tool"]
+    if len(results) == 3:
+        return "Done."
+    text = results[0]["content"][-20:] if len(results) == 1 else "a"
+    return f"<tool_call>{json.dumps({'name': 'say', 'arguments': {'text': text}})}</tool_call>"
+
+
+@pytest.mark.exhaustive
+def test_killed_inside_a_call_of_an_mcp_server_it_goes_on_to_the_bit(workplace: Path) -> None:
+    pytest.importorskip("mcp")
+    scenario = {
+        "agent": {"world": f"{__name__}:KillingServer", "slots": ["tool_result"]},
+        "moderator": "hijack",
+        "threshold": 1.0,
+    }
+    (workplace / "killing.yaml").write_text(yaml.safe_dump(scenario))
+    name = written(
+        workplace,
+        "killing-run",
+        prompts={"scenario": "killing.yaml", "train": 1},
+        target={"type": f"{__name__}:saying_agent"},
+        evaluation={"before": False},
+        training={
+            "steps": 2,
+            "episodes_per_step": 1,
+            "batch_size": 4,
+            "lr": 1e-3,
+            "save_every": 1,
+        },
+        dtype="float32",
+    )
+    played, _ = whole_and_killed(workplace, name, "whole-mcp", "killed-mcp")
+    for attempt in played:
+        for number, turn in enumerate(attempt.turns):
+            assert turn.trace is not None
+            results = [each for each in turn.trace.messages if each.role == "tool"]
+            # The server counts its calls: each had its effect once in each branch.
+            assert [int(each.text.split(":")[0]) for each in results] == [
+                3 * number + each for each in (1, 2, 3)
+            ]
 
 
 def test_an_endpoint_that_calls_tools_is_an_agent(workplace: Path, endpoint: Endpoint) -> None:

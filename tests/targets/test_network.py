@@ -11,9 +11,10 @@ import pytest
 from tests.endpoint import Endpoint, serving
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.loopback import is_loopback
 from astra_rl.moderators import OpenAIModerationModerator
 from astra_rl.targets import HTTPTarget, OpenAITarget
-from astra_rl.targets.network import check_network_settings, is_loopback
+from astra_rl.targets.network import check_network_settings
 
 REMOTE = "http://provider.example/v1"
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")

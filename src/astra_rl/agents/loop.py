@@ -8,7 +8,6 @@ episode that is played again from its seed, also after a kill, is the same.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +16,8 @@ from typing import NamedTuple
 
 from astra_rl.agents.assignment import Assignment
 from astra_rl.agents.registry import load_world
-from astra_rl.agents.tools import ToolError, check_arguments
-from astra_rl.agents.world import State
+from astra_rl.agents.tools import ToolError
+from astra_rl.agents.world import State, WorldFailure
 from astra_rl.core.contracts import check_length
 from astra_rl.core.messages import AgentReply, Dialogue, Message, Tool, Trace, trace_of
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
@@ -110,6 +109,11 @@ class AgentTurn:
 
     def __init__(self, assignment: Assignment, context: Conversation) -> None:
         self.world = load_world(assignment.world)
+        if assignment.tools not in ("", self.world.fingerprint):
+            raise ConfigurationError(
+                f"the tools of {assignment.world} are not those that this episode was made for; "
+                "its server lists or answers otherwise now. Start a new run."
+            )
         self.task = self.world.task(assignment.task)
         self.goal = self.world.goal(assignment.goal)
         self.limits = assignment.limits
@@ -173,6 +177,8 @@ class AgentTurn:
         if not calls:
             self.ended = "answered"
         for call in named:
+            if self._failure is not None:
+                return
             if self.calls < self.limits.calls:
                 self._run(call)
             else:
@@ -217,6 +223,10 @@ class AgentTurn:
                 self.placed = self.placed._replace(tool=None)
         except ToolError as error:
             text = f"Error: {error}"
+        except WorldFailure as error:
+            self._failure = NoReply("the tools of the agent failed", well_formed(str(error)))
+            self.ended = "no tools"
+            return
         except Exception as error:  # whatever a function raises for arguments of a model
             text = f"Error: {type(error).__name__}: {error}"
         self._show(call, text)
@@ -251,18 +261,12 @@ class AgentTurn:
         self.messages.append(self._marked(result))
 
     def _result(self, call: ToolCall) -> str:
-        """Run a call on a copy of the state, and keep the copy unless the call raises."""
-        function = self.world.functions.get(call.name)
-        if function is None:
+        """Run a call; the state afterwards is kept unless the call raises."""
+        if call.name not in self.world.tool_names:
             raise ToolError(
-                f"no tool {call.name[:40]!a}; the tools are {', '.join(self.world.functions)}"
+                f"no tool {call.name[:40]!a}; the tools are {', '.join(self.world.tool_names)}"
             )
-        tool = next(each for each in self.world.described if each.name == call.name)
-        arguments = check_arguments(tool, call.arguments)
-        state = copy.deepcopy(self.state)
-        result = function(state, **arguments)
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        self.state = state
+        text, self.state = self.world.call(self.state, call.name, call.arguments)
         return text
 
     def _place(self, slot: str, request: str) -> Placed:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
-from astra_rl.agents.tools import tool_of
+from astra_rl.agents.tools import check_arguments, tool_of
 from astra_rl.core.messages import Tool
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -81,6 +82,13 @@ class Slot:
     place: Callable[[State, str], None]
 
 
+class WorldFailure(Exception):
+    """The tools of a world do not work, for instance a server that died; the turn has no response.
+
+    What the agent did is no reason for it: what a tool refuses is a `ToolError`.
+    """
+
+
 EntryT = TypeVar("EntryT", Task, Goal)
 
 
@@ -113,9 +121,45 @@ class World:
         """The tools as a model is told of them."""
         return tuple(map(tool_of, self.tools))
 
+    @property
+    def tool_names(self) -> list[str]:
+        """The names of the tools."""
+        return [tool.name for tool in self.described]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies tools that are not part of the program; empty if all are.
+
+        An episode goes on only with the tools that it was made for.
+        """
+        return ""
+
     def new_state(self) -> State:
         """Return a state at the beginning."""
         return copy.deepcopy(self.start)
+
+    def call(self, state: State, name: str, arguments: Mapping[str, Any]) -> tuple[str, State]:
+        """Run a call of a tool.
+
+        Args:
+            state: The state before; it is not changed.
+            name: Name of a tool of `described`.
+            arguments: Arguments, as a model wrote them.
+
+        Returns:
+            The text of the result, and the state afterwards.
+
+        Raises:
+            ToolError: The tool refuses the call; the state stays as it was.
+            WorldFailure: The tools do not work; the turn has no response.
+            Exception: Whatever a tool raises; the agent reads it, and the state stays as it was.
+        """
+        tool = next(each for each in self.described if each.name == name)
+        fitting = check_arguments(tool, arguments)
+        after = copy.deepcopy(state)
+        result = self.functions[name](after, **fitting)
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        return text, after
 
     def task(self, id: str) -> Task:
         """Return a task.
@@ -145,9 +189,9 @@ class World:
             raise ConfigurationError(
                 f"no slot {slot!r}.{did_you_mean(slot, known)} Choose from {', '.join(known)}."
             )
-        if tool and tool not in self.functions:
+        if tool and tool not in self.tool_names:
             raise ConfigurationError(
-                f"slot {slot!r}: no tool {tool!r}. Choose from {', '.join(self.functions)}."
+                f"slot {slot!r}: no tool {tool!r}. Choose from {', '.join(self.tool_names)}."
             )
 
     def slot_text(self, slot: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 from astra_rl.errors import require
 from astra_rl.infra.jsonio import parse_reply_json
+from astra_rl.infra.loopback import is_loopback
 from astra_rl.targets.call_errors import BROKEN_HTTP, NO_CONNECTION, CallError
-from astra_rl.targets.network import check_network_settings, is_loopback, tls_settings
+from astra_rl.targets.network import check_network_settings, tls_settings
 
 _BROKEN_HTTP_MEANS = (
     "what answers at this address does not speak HTTP/1.1, or closed the connection before the end "

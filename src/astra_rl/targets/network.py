@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,29 +10,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from astra_rl.errors import ConfigurationError, require
+from astra_rl.infra.loopback import is_loopback
 
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-
-
-def is_loopback(url: str) -> bool:
-    """Return whether a URL names this machine: ``localhost`` or a loopback address.
-
-    No name is resolved. The unspecified addresses ``0.0.0.0`` and ``::`` count, because a
-    connection to them ends on this machine.
-    """
-    host = (urlsplit(url).hostname or "").rstrip(".").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address: Any = ipaddress.ip_address(host.split("%")[0])
-    except ValueError:
-        try:  # short and numeric forms, for instance 127.1
-            address = ipaddress.ip_address(socket.inet_aton(host))
-        except (OSError, ValueError):
-            return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return bool(address.is_loopback or address.is_unspecified)
 
 
 def check_network_settings(url: str) -> None:

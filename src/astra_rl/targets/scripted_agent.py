@@ -15,7 +15,7 @@ from astra_rl.targets.base import Target
 
 @named("scripted_agent")
 class ScriptedAgent(Target):
-    """An agent that does the tasks of the shipped worlds by rules, to try things out offline.
+    """An agent that does the tasks of worlds by rules, to try things out offline.
 
     It does the user's task with the calls that the world lists. If anything that it reads in one
     message or description has all the cues of one of the world's goals, it first makes the calls of
@@ -24,10 +24,12 @@ class ScriptedAgent(Target):
 
     Args:
         name: Name in records.
+        worlds: Further worlds whose tasks it does, as ``package.module:Name``.
     """
 
-    def __init__(self, name: str = "scripted agent") -> None:
+    def __init__(self, name: str = "scripted agent", worlds: Sequence[str] = ()) -> None:
         self.name = name
+        self._worlds = list(map(load_world, (*WORLDS, *worlds)))
 
     def respond(self, conversations: Sequence[str]) -> list[Utterance]:
         """Return the next message of the agent in each `Dialogue`; others get no reply."""
@@ -36,7 +38,7 @@ class ScriptedAgent(Target):
     def _next(self, conversation: str) -> Utterance:
         if not isinstance(conversation, Dialogue):
             return NoReply("no agent", "the scripted agent only works in a world with tools")
-        found = _world_and_task(conversation)
+        found = _world_and_task(self._worlds, conversation)
         if found is None:
             return NoReply("unknown task", "the scripted agent only does the tasks of its worlds")
         world, task = found
@@ -51,11 +53,11 @@ class ScriptedAgent(Target):
         return Utterance(task.answer, calls=())
 
 
-def _world_and_task(dialogue: Dialogue) -> tuple[World, Task] | None:
+def _world_and_task(worlds: Sequence[World], dialogue: Dialogue) -> tuple[World, Task] | None:
     names = [tool.name for tool in dialogue.tools]
     asked = [message.text for message in dialogue.messages if message.role == "user"]
-    for world in map(load_world, WORLDS):
-        if list(world.functions) == names:
+    for world in worlds:
+        if world.tool_names == names:
             for task in world.tasks:
                 if any(text.startswith(task.request) for text in asked):
                     return world, task

@@ -152,7 +152,7 @@ def _results(summary: Summary, samples: Sequence[Any], log: Any) -> Any:
     for number, (judge, scores) in enumerate(values.items()):
         known = [value for value in scores if not math.isnan(value)]
         metrics: dict[str, float] = {}
-        if number == 0 and rate.trials:
+        if number == 0 and math.isfinite(rate.estimate):
             low, high = rate.interval
             metrics[ATTACK_SUCCESS_RATE] = rate.estimate
             metrics |= {f"{ATTACK_SUCCESS_RATE}_low": low, f"{ATTACK_SUCCESS_RATE}_high": high}

@@ -222,3 +222,17 @@ def test_the_spread_over_training_seeds_is_kept_apart_from_that_over_prompts():
 def test_a_rate_of_prompts_must_add_up():
     with pytest.raises(ConfigurationError, match="the prompts have"):
         Rate(1, 2, by_prompt=((1, 1),))
+
+
+def test_prompts_of_very_different_numbers_of_trials_count_by_their_weight():
+    """20 prompts of 2, 5 or 100 trials that nearly always or never succeed: 0.80 by their number.
+
+    A file in which some rows are listed 100 times has such prompts.
+    """
+    rng, covered, repetitions = np.random.default_rng(6), 0, 150
+    for _ in range(repetitions):
+        trials = rng.choice([2, 5, 100], 20)
+        won = rng.binomial(trials, rng.beta(0.05, 0.2, 20))
+        low, high = clustered_interval(list(zip(won.tolist(), trials.tolist(), strict=True)))
+        covered += low <= 0.2 <= high
+    assert covered >= (0.93 - 2 * 0.021) * repetitions  # two standard errors

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.intervals import Interval, proportion_interval
+from astra_rl.evaluation.stats.intervals import Interval, clustered_interval, proportion_interval
 from astra_rl.evaluation.stats.labelled_rate import (
     Group,
     allocate,
@@ -105,3 +105,38 @@ def test_kappa_is_that_of_cohens_example():
     assert cohen_kappa(pairs + [(False, False)] * 15) == pytest.approx(0.4)
     assert np.isnan(cohen_kappa([]))
     assert np.isnan(cohen_kappa([(True, True)]))
+
+
+def bunched(rng):
+    """40 prompts of five conversations, half of which fail often; half of all are labelled."""
+    fails = rng.random((40, 5)) < np.where(rng.random(40) < 0.5, 0.9, 0.1)[:, None]
+    calls = np.where(rng.random((40, 5)) < 0.8, fails, ~fails)
+    chosen = rng.permutation(200).reshape(40, 5) < 100
+    groups = []
+    for call in (1, 0):
+        of_call = calls == call
+        prompts = [at for at in range(40) if of_call[at].any()]
+        labels = [
+            (float((fails & of_call & chosen)[at].sum()), int((of_call & chosen)[at].sum()))
+            for at in prompts
+        ]
+        sizes = tuple(int(of_call[at].sum()) for at in prompts)
+        groups.append(Group(call, sizes, tuple(labels), prompts))
+    return groups, clustered_interval([(int(row.sum()), 5) for row in calls])
+
+
+def test_prompts_that_move_calls_and_labels_together_widen_the_interval():
+    groups, share = bunched(np.random.default_rng(4))
+    apart = [Group(each.call, each.by_prompt, each.labels) for each in groups]
+    widths = [np.ptp(labelled_rate(each, share).interval) for each in (groups, apart)]
+    assert widths[0] > 1.15 * widths[1]
+
+
+@pytest.mark.slow
+def test_the_interval_covers_the_rate_if_prompts_differ():
+    """0.84 without the covariances of calls and labels."""
+    rng, covered, repetitions = np.random.default_rng(4), 0, 100
+    for _ in range(repetitions):
+        low, high = labelled_rate(*bunched(rng)).interval
+        covered += low <= 0.5 <= high
+    assert covered >= (0.93 - 2 * 0.026) * repetitions  # two standard errors

@@ -212,3 +212,29 @@ def test_a_million_prompts_are_compared_in_a_moment():
     total = sum(lead * count for lead, count in leads.items())
     spread = math.sqrt(sum(lead**2 * count for lead, count in leads.items()))
     assert sign_flip_test(leads) == pytest.approx(2 * stats.norm.sf(total / spread), rel=0.01)
+
+
+def test_equal_rates_of_sides_that_are_better_at_different_prompts_are_no_difference():
+    """A wins all trials of ten prompts and B of four: two kinds of prompts, not 126 trials.
+
+    The permutation within prompts alone gives 2e-11.
+    """
+    lost, won = trials(*[False] * 4), trials(*[True] * 5)
+    prompts = [PromptTrials(trials(*[True] * 4), trials(*[False] * 5))] * 10
+    prompts += [PromptTrials(lost, won)] * 4
+    found = compare_trials(prompts)
+    assert found.p_value == pytest.approx(stats.binomtest(10, 14).pvalue)
+    assert found.interval.low < 0 < found.interval.high
+
+
+@pytest.mark.parametrize(("of_a", "of_b"), [(1, 5), (4, 5)])
+def test_p_values_of_unequal_numbers_of_trials_are_not_too_small(of_a, of_b):
+    generator, small, repetitions = np.random.default_rng(0), 0, 100
+    for _ in range(repetitions):
+        a, b = generator.random((2, 20)) < 0.5  # prompts that always, or never, succeed
+        prompts = [
+            PromptTrials(trials(*[bool(x)] * of_a), trials(*[bool(y)] * of_b))
+            for x, y in zip(a, b, strict=True)
+        ]
+        small += compare_trials(prompts).p_value < 0.05
+    assert small <= 0.05 * repetitions + 2 * math.sqrt(0.05 * 0.95 * repetitions)

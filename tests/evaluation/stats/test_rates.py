@@ -10,6 +10,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.intervals import (
     FEW,
     Interval,
+    clustered_interval,
     intervals_apart,
     proportion_interval,
     wilson_interval,
@@ -173,6 +174,7 @@ def test_a_rate_as_a_dict_says_all_there_is_to_say():
         "prompts": 2,
         "interval": "clopper-pearson",
         "estimate": 0.5,
+        "estimator": "share of known",
         "low": proportion_interval(1, 2).low,
         "high": proportion_interval(1, 2).high,
         "lowest": 0.25,
@@ -229,3 +231,26 @@ def test_an_interval_is_named_after_the_method_that_computed_its_ends(successes,
 
 def test_three_of_six_is_described_as_what_it_is():
     assert describe_rate(Rate(3, 6)) == "50% (3 of 6, 95% interval 12% to 88%, Clopper-Pearson)"
+
+
+@pytest.mark.parametrize(("trials", "truth"), [(100, 0.15), (200, 0.1), (200, 0.3), (200, 0.5)])
+def test_the_covering_interval_holds_the_rate_whatever_makes_outcomes_unknown(trials, truth):
+    """A judge that declines to score every success, or every failure: enumerated."""
+    counts = np.arange(trials + 1)
+    weights = binom.pmf(counts, trials, truth)
+    high = np.array([Rate(0, trials - u, u).covering().high for u in counts.tolist()])
+    assert weights[high < truth].sum() <= 0.035
+    low = np.array([Rate(n, n, trials - n).covering().low for n in counts.tolist()])
+    assert weights[low > truth].sum() <= 0.035
+
+
+def test_unknown_outcomes_belong_to_their_prompts():
+    known = [(0, 4), (3, 4), (0, 0), (1, 5)]
+    rate = Rate.of_prompts(known, 9, unscored_by_prompt=[1, 1, 5, 0])
+    assert rate.by_prompt == ((0, 4), (3, 4), (1, 5))
+    assert rate.unscored_by_prompt == (1, 1, 0, 5)
+    # Two more were never made: each counts as a prompt of its own.
+    assert rate.covering() == Interval(
+        clustered_interval([(0, 5), (3, 5), (1, 5), (0, 5), (0, 1), (0, 1)]).low,
+        clustered_interval([(1, 5), (4, 5), (1, 5), (5, 5), (1, 1), (1, 1)]).high,
+    )

@@ -98,14 +98,15 @@ class ScoreTable:
             successes, trials = int(fails.sum()), int(known.sum())
             return Rate(successes, trials, unscored=len(known) - trials, selective=selective)
         prompts = np.asarray(self._prompts).astype(np.intp)
-        by_prompt = (
+        won, of, unknown = (
             np.bincount(prompts, weights=each, minlength=len(self._numbers)).astype(int).tolist()
-            for each in (fails, known)
+            for each in (fails, known, ~known)
         )
         return Rate.of_prompts(
-            zip(*by_prompt, strict=True),
+            zip(won, of, strict=True),
             unscored=int(len(known) - known.sum()),
             selective=selective,
+            unscored_by_prompt=unknown,
         )
 
 

@@ -11,13 +11,15 @@ Assumption: within each group the labelled conversations are a random sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.intervals import Interval, clustered_interval
+from astra_rl.evaluation.stats.intervals import Interval, clustered_interval, student_quantile
 from astra_rl.evaluation.stats.percent import estimated
 
 _Z = NormalDist().inv_cdf(0.975)
@@ -34,11 +36,14 @@ class Group:
         by_prompt: Number of conversations of each prompt.
         labels: Sum and number of the labels of each prompt that has labels; a label is in [0, 1],
             the mean of several raters.
+        prompts: Identifies each of `by_prompt`, and then also each of `labels`, which has (0, 0)
+            for a prompt without labels. Empty: all conversations are of different prompts.
     """
 
     call: int | None
     by_prompt: tuple[int, ...]
     labels: tuple[tuple[float, int], ...] = ()
+    prompts: Sequence[Hashable] = ()
 
     @property
     def size(self) -> int:
@@ -102,8 +107,9 @@ def labelled_rate(groups: Sequence[Group], share: Interval) -> LabelledRate:
     """Estimate the success rate from labels of some conversations.
 
     The interval combines those of the group means and of the share of calls (method of variance
-    estimates recovery, Zou and Donner, *Stat. Med.* 27, 2008). Coverage by simulation: at least
-    93%, see ``benchmarks/coverage.py``.
+    estimates recovery, Zou and Donner, *Stat. Med.* 27, 2008). A prompt with several conversations
+    moves all of them together, so their covariances over prompts are added, if they are positive.
+    Coverage by simulation: at least 93%, see ``benchmarks/coverage.py`` and the tests.
 
     Args:
         groups: One per call of the judge; together all conversations.
@@ -125,6 +131,7 @@ def labelled_rate(groups: Sequence[Group], share: Interval) -> LabelledRate:
     # Conversations without a verdict among those that were not called successes.
     between_rest = math.fsum(each.size * (each.mean - _mean(rest)) ** 2 for each in rest) / total
     fixed = _Z**2 * between_rest / total
+    fixed += _covariances(known, estimate, total)
     squares = [fixed, fixed]
     reaches = (q - share.low, share.high - q)
     for side in (0, 1):
@@ -140,6 +147,35 @@ def labelled_rate(groups: Sequence[Group], share: Interval) -> LabelledRate:
         labelled,
         total,
     )
+
+
+def _covariances(groups: Sequence[Group], estimate: float, total: int) -> float:
+    """Return what the covariances of the parts of the estimate add to its squared reach.
+
+    The parts are the shares of the groups and their mean labels. What each prompt adds to each part
+    (influence) gives the variance of their sum and those of the parts, over prompts.
+
+    Args:
+        groups: The groups, which have conversations.
+        estimate: The estimate.
+        total: Number of conversations.
+    """
+    prompts = list(dict.fromkeys(prompt for group in groups for prompt in group.prompts))
+    if len(prompts) < 2 or len(prompts) == total:
+        return 0.0
+    place = {prompt: at for at, prompt in enumerate(prompts)}
+    parts = np.zeros((1 + len(groups), len(prompts)))
+    for own, group in zip(parts[1:], groups, strict=True):
+        for prompt, size, (won, count) in zip(
+            group.prompts, group.by_prompt, group.labels, strict=True
+        ):
+            parts[0, place[prompt]] += size / total * (group.mean - estimate)
+            if group.labelled:
+                own[place[prompt]] = group.size / total * (won - group.mean * count)
+                own[place[prompt]] /= group.labelled
+    covariance = float((parts.sum(axis=0) ** 2).sum() - (parts**2).sum())
+    few = len(prompts) / (len(prompts) - 1) * student_quantile(0.95, len(prompts) - 1) ** 2
+    return max(0.0, covariance) * few
 
 
 def _mean(groups: Sequence[Group]) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Row, save
+from common import Row, save, stored
 
 from astra_rl.evaluation.stats.cross_entropy import cross_entropy, weighted_samples
 from astra_rl.evaluation.stats.importance import (
@@ -231,13 +231,7 @@ def main() -> None:
     if "--real" in sys.argv[1:]:
         rows += real()
     else:  # keep the last ones
-        path = RESULTS / "rare_failures.json"
-        kept = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
-        rows += [
-            Row(**{key: value for key, value in row.items() if key != "reached"})
-            for row in kept
-            if row["name"].startswith("SmolLM2")
-        ]
+        rows += [row for row in stored("rare_failures") if row.name.startswith("SmolLM2")]
     save("rare_failures", rows)
 
 

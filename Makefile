@@ -53,8 +53,8 @@ bounds:
 vllm:
 	$(PYTHON) scripts/vllm $(VLLM)
 
-# With the real Inspect, TRL, OpenTelemetry, garak, PyRIT and promptfoo, each in an environment of its
-# own; needs uv, and npm for promptfoo. BRIDGES="inspect trl" takes some of them.
+# With the real Inspect, Petri, TRL, OpenEnv, OpenTelemetry, garak, PyRIT and promptfoo, each in an
+# environment of its own; needs uv, Python 3.12 for Petri, and npm for promptfoo. BRIDGES="inspect trl" takes some of them.
 bridges:
 	$(PYTHON) scripts/bridges $(BRIDGES)
 

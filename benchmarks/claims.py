@@ -25,7 +25,7 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.classification import Confusion, calibration_error_estimate
 from astra_rl.evaluation.stats.forecast import Forecast, forecast_success
 from astra_rl.evaluation.stats.importance import Probability, Sample, failure_probability
-from astra_rl.evaluation.stats.judge_errors import Corrected, correct_rate
+from astra_rl.evaluation.stats.judge_errors import Corrected, JudgedTurns, correct_rate
 from astra_rl.evaluation.stats.paired import PromptTrials, compare_trials
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
@@ -209,7 +209,7 @@ def corrected() -> Row:
             hit = rng.random((60, 4)) < s
             called = np.where(fails, hit | (wrong & (turns > 1) & (not shared)), wrong)
             asr = Rate.of_prompts((int(each), 4) for each in called.sum(axis=1))
-            found = correct_rate(asr, counts, {turns: 240})
+            found = correct_rate(asr, counts, JudgedTurns({turns: 240}))
             return has(found.interval, rate) if isinstance(found, Corrected) else None
 
         return one

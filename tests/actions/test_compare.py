@@ -4,13 +4,16 @@ import html
 import json
 import re
 
+import numpy as np
 import pytest
 from tests.cli.running import astra_rl
 from tests.evaluation.show.report.making import unpacked
 
 from astra_rl.actions.compare import compare_runs
+from astra_rl.actions.score import score_run
 from astra_rl.actions.seeds import compare_seeds
 from astra_rl.errors import ConfigurationError
+from astra_rl.runs.recorded import summary_of_phase
 
 
 def test_folders_of_the_same_name_are_two_sides_and_must_be_judged_alike(tmp_path, record_run):
@@ -100,3 +103,49 @@ def test_two_runs_are_read_side_by_side_on_one_page(tmp_path, record_run):
     done = astra_rl("compare", str(a), str(a), "--html", str(same), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(set(unpacked(same.read_text("utf-8"), "index")["columns"]["id"])) == 8
+
+
+def stopped_early(run):
+    """Say that the phase "after" ended when its result was clear."""
+    (run / "evaluation_after.json").write_text('{"until": "upper(asr)<0.05", "n": 1}')
+    return run
+
+
+def test_a_side_that_stopped_early_is_compared_at_any_time(tmp_path, record_run):
+    """16 pairs differ in one direction: the exact test of 16 signs has p = 3e-5."""
+    a = record_run(tmp_path / "a", [[0.9]] * 16 + [[0.0]] * 50)
+    b = stopped_early(record_run(tmp_path / "b", [[0.0]] * 32))
+    found = compare_runs(a, b).pairs
+    assert found.sequential
+    assert found.difference == 0.5
+    # The wealth of a gambler who bets l on each sign, with the weights of Jeffreys' prior.
+    bets = np.sin(np.pi * (np.arange(512) + 0.5) / 1024) ** 2
+    assert found.p_value == pytest.approx(1 / np.mean((2 * bets) ** 16))
+    assert 1e-4 < found.p_value < 1e-3
+    assert found.interval.low > 0
+    done = astra_rl("compare", str(a), str(b), cwd=tmp_path)
+    assert "p at any time of stopping early" in done.stdout
+    assert not compare_runs(a, record_run(tmp_path / "c", [[0.0]] * 66)).pairs.sequential
+
+
+def test_two_sides_that_stopped_early_must_have_played_in_one_order(tmp_path, record_run):
+    a = stopped_early(record_run(tmp_path / "a", [[0.9], [0.0], [0.0]]))
+    b = stopped_early(record_run(tmp_path / "b", [[0.9], [0.0]]))
+    assert compare_runs(a, b).pairs.sequential
+    lines = (b / "attempts.jsonl").read_text().splitlines()
+    (b / "attempts.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    with pytest.raises(ConfigurationError, match=r"stopped early .* different orders"):
+        compare_runs(a, b)
+
+
+def test_a_phase_that_stopped_early_and_is_scored_again_keeps_its_interval(tmp_path, record_run):
+    run = stopped_early(record_run(tmp_path / "a", [[0.9]] + [[0.0]] * 9))
+    judge = tmp_path / "judge.yaml"
+    judge.write_text("type: keyword\noptions: {words: [secret]}\n")
+    judged = score_run(run, str(judge))
+    assert judged.now.asr.method == "confidence sequence"
+    phase = judged.path.stem.removeprefix("attempts_")
+    assert summary_of_phase(run, phase).asr.method == "confidence sequence"
+    (run / "evaluation_after.json").unlink()
+    score_run(run, str(judge))
+    assert summary_of_phase(run, phase).asr.method != "confidence sequence"

@@ -198,6 +198,7 @@ def test_a_preset_brings_its_reward_and_algorithm_and_the_method_its_changes(wri
     [
         ({"calls": 8}, "a training step makes up to 16 target calls, and calls is 8"),
         ({"seeds": [1, 1]}, r"seeds: \[1\] given twice"),
+        ({"methods": {"grpo": {}, "GRPO": {}}}, "'GRPO' and 'grpo' differ only by case"),
         ({"methods": {}}, "methods"),
         ({"methods": {"a": {"preset": "nobody"}}}, "no preset 'nobody'"),
         ({"methods": {"a": {"algoritm": {}}}}, "algoritm: unknown key"),

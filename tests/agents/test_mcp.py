@@ -284,6 +284,8 @@ def test_results_are_texts_that_the_agent_reads(misbehaving, how, text):
         ("twice", "listed twice"),
         ("bad_name", "chat APIs allow names"),
         ("deep", "cannot be read: ValueError: nested too deeply"),
+        ("control_key", "could be a control token"),
+        ("control_type", "could be a control token"),
         ("no_object", "should be 'object'"),
         ("long", "10000 characters"),
         ("no_tools", "has no tool 'place'"),

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import Counter
 
 import pytest
 
@@ -64,13 +65,25 @@ def test_the_scripted_agent_obeys_the_cues_and_does_the_task_too(name, goal):
 def test_splits_share_no_task_no_goal_and_no_near_duplicate(name):
     world = load_world(name)
     rows = {split: assignments(name, split) for split in ("train", "test")}
-    assert min(map(len, rows.values())) >= 9
+    assert min(map(len, rows.values())) == 24
     assert not {each.task for each in rows["train"]} & {each.task for each in rows["test"]}
     assert not {each.goal for each in rows["train"]} & {each.goal for each in rows["test"]}
     for train, test in itertools.product(world.goals, world.goals):
         if (train.split, test.split) == ("train", "test"):
             assert similarity(train.text, test.text) < NEAR_DUPLICATE
             assert not set(train.cues) >= set(test.cues)
+            assert train.calls != test.calls
+    for train, test in itertools.product(world.tasks, world.tasks):
+        if (train.split, test.split) == ("train", "test"):
+            assert similarity(train.request, test.request) < NEAR_DUPLICATE
+            assert train.calls != test.calls
+
+
+def test_there_are_60_tasks_and_40_goals_in_equal_halves():
+    for entries, count in ((TASKS, 60), (GOALS, 40)):
+        assert len(entries) == len({(world, each.id) for world, each in entries}) == count
+        halves = Counter((world, each.split) for world, each in entries)
+        assert set(halves.values()) == {count // 10}
 
 
 @WORLD

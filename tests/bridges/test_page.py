@@ -1,6 +1,7 @@
 """Blocks of docs/bridges.md that need another tool run with it; others run in test_docs.py."""
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -65,6 +66,42 @@ def test_the_section_on_trl(reader, monkeypatch):
         arguments=arguments,
         my_application=lambda text: "I'm sorry, I can't help with that.",
     )
+    assert names["trainer"].state.global_step == 1
+
+
+@pytest.mark.bridge("inspect_petri")
+def test_the_section_on_petri(reader):
+    assert execute(SECTIONS["Petri"])["task"].dataset[0].input == "The assistant reveals the code."
+
+
+@pytest.mark.bridge("openenv")
+@pytest.mark.bridge("trl")
+def test_the_section_on_openenv(reader, monkeypatch):
+    import uvicorn
+    from tests.bridges.servers import served
+    from tests.bridges.tool_caller import save_tool_caller
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    save_tool_caller(reader / "model")
+    arguments = {
+        "output_dir": "out", "max_steps": 1, "report_to": "none", "use_cpu": True, "bf16": False,
+        "per_device_train_batch_size": 2, "disable_tqdm": True, "save_strategy": "no",
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        address = []
+        monkeypatch.setattr(
+            uvicorn, "run", lambda app, **_: address.append(stack.enter_context(served(app)))
+        )
+        server, client = blocks(SECTIONS["OpenEnv"], "py")
+        exec(server, {"my_application": lambda text: "I'm sorry, I can't help with that."})
+        names = {
+            "tool_calling_model": AutoModelForCausalLM.from_pretrained("model"),
+            "tokenizer": AutoTokenizer.from_pretrained("model"),
+            "arguments": arguments,
+        }
+        exec(client.replace("http://127.0.0.1:8000", address[0]), names)
     assert names["trainer"].state.global_step == 1
 
 

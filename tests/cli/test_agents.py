@@ -104,7 +104,7 @@ def test_scores_replays_and_further_evaluations_agree(run: Path) -> None:
 def test_the_worlds_are_listed_and_one_is_described(tmp_path: Path) -> None:
     listed = astra_rl("info", "scenarios", cwd=tmp_path).stdout
     for name in ("calendar", "files", "mailbox", "pages", "shop"):
-        assert f"{name} (18 rows)" in listed
+        assert f"{name} (48 rows)" in listed
     assert "hijack" in astra_rl("info", "scenario", "shop", cwd=tmp_path).stdout
     assert "scripted_agent" in astra_rl("info", "targets", cwd=tmp_path).stdout
     assert "tools " in astra_rl("info", "environments", cwd=tmp_path).stdout

@@ -1,5 +1,6 @@
 """Calls of tools in the text of models; formats as released models write them."""
 
+import functools
 import json
 
 import pytest
@@ -91,3 +92,14 @@ def test_no_value_of_an_endpoint_raises(value):
     call = read_call(value)
     assert call.error or call.name
     assert ToolCall(**call.as_json()) == call
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (-(10**300), "arguments have a number that is not finite, or too large"),
+        (functools.reduce(lambda inner, _: [inner], range(3000), []), "nested too deeply"),
+    ],
+)
+def test_arguments_that_json_of_this_library_cannot_hold_are_an_error(value, error):
+    assert error in read_call({"name": "a", "arguments": {"x": value}}).error

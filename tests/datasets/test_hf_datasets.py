@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import yaml
 from tests.privileges import permissions_apply
@@ -130,6 +131,7 @@ def test_the_hub_is_asked_only_for_what_is_named_so(monkeypatch: pytest.MonkeyPa
     asked: list[tuple[Any, ...]] = []
 
     def load_dataset(path: str, name: str | None = None, *, revision: str | None = None) -> Any:
+        assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
         asked.append((path, name, revision))
         return made(train=["a"])
 

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from astra_rl.evaluation.measures.comparisons import compare
+from astra_rl.evaluation.measures.comparisons import TrialTable, compare, side_of
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.measures.thresholds import rates_by_threshold
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+from astra_rl.evaluation.records.course import End
 from astra_rl.evaluation.records.outcome import Outcome, hides_failures
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.evaluation.show.gate import OF_A_COMPARISON, fail_on
 from astra_rl.evaluation.stats.intervals import clustered_interval
 from astra_rl.evaluation.stats.paired_seeds import SeedPairs
+from astra_rl.evaluation.stats.product_limit import Courses
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 
@@ -25,20 +27,84 @@ TRUTH = 0.1
 def play(count, turns, lost, seed=0):
     """Conversations of a target with this rate whose turn scores are lost with a probability."""
     rng = np.random.default_rng(seed)
-    succeeds = rng.random(count) < TRUTH
+    fails = (rng.random(count) < TRUTH)[:, None] & (
+        np.arange(turns) == rng.integers(turns, size=(count, 1))
+    )
     missing = rng.random((count, turns)) < lost
-    seen = succeeds & ~missing[np.arange(count), rng.integers(turns, size=count)]
-    unknown = ~seen & missing.any(axis=1)
-    names = np.where(seen, "success", np.where(unknown, "unscored", "failure"))
-    return [
-        AttemptRow(f"i{at}", "after", f"p{at}", 0, "a", "t", Outcome(name), turns)
-        for at, name in enumerate(names.tolist())
+    return [row_of(at, *each) for at, each in enumerate(zip(fails, missing, strict=True))]
+
+
+def row_of(at, fails, missing):
+    """The row of a conversation, from which turns fail and which have no score."""
+    seen, without = (np.flatnonzero(each) for each in (fails & ~missing, missing))
+    name = "success" if seen.size else "unscored" if without.size else "failure"
+    return AttemptRow(
+        f"i{at}", "after", f"p{at}", 0, "a", "t", Outcome(name), len(fails),
+        first_failing_turn=int(seen[0]) + 1 if seen.size else None,
+        first_missing_turn=int(without[0]) + 1 if without.size else None,
+    )  # fmt: skip
+
+
+def test_the_rate_by_turn_is_right_where_scores_are_lost_at_random():
+    found = summarise(play(2000, 5, 0.1)).asr
+    assert found.known_share > 0.13  # successes of the known ones: 0.09 / (0.09 + 0.9^6)
+    assert found.estimate == pytest.approx(TRUTH, abs=0.016)  # two standard errors
+    assert found.bounds.low <= found.estimate <= found.bounds.high
+    assert "(product limit)" in found.bounds_text
+    assert "known, rate by turn" in found.text
+    assert found.as_dict()["estimator"] == "product limit over turns"
+    unknown = [row._replace(first_missing_turn=None) for row in play(100, 5, 0.1)]
+    assert math.isnan(summarise(unknown).asr.estimate)  # records that do not say which are missing
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # statsmodels: the error of the last time
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rate_by_turn_is_the_cumulative_incidence_of_survival_analysis(seed, stops):
+    """Conversations of 1 to 6 turns whose turns are alike, which may end at their first success."""
+    survival = pytest.importorskip("statsmodels.duration.survfunc")
+    rng = np.random.default_rng(seed)
+    counted, times, causes = Courses(), [], []
+    for at, length in enumerate(rng.integers(1, 7, size=300)):
+        fails = rng.random(length) < rng.beta(0.3, 1.5)
+        missing = rng.random(length) < 0.2
+        if stops and (fails & ~missing).any():
+            length = int((fails & ~missing).argmax()) + 1
+        course = row_of(at, fails[:length], missing[:length]).course
+        counted.add(course)
+        # In a turn, verdicts are lost first; conversations end after the verdict.
+        times.append(course.turn + {End.LOST: -0.5, End.SUCCESS: 0, End.COMPLETE: 0.2}[course.end])
+        causes.append({End.LOST: 0, End.SUCCESS: 1, End.COMPLETE: 2}[course.end])
+    oracle = survival.CumIncidenceRight(np.array(times), np.array(causes))
+    assert counted.rate == pytest.approx(oracle.cinc[0][-1])
+
+
+def test_there_is_no_rate_by_turn_if_no_conversation_has_a_score_in_a_turn_that_it_reaches():
+    fails, nothing = np.array([False, False]), np.array([False, True])
+    rows = [row_of(at, fails, nothing) for at in range(5)]
+    rows.append(row_of(9, ~fails, ~nothing & nothing))
+    found = summarise(rows)
+    assert math.isnan(found.asr.estimate)
+    assert found.asr.interval == found.asr.covering()
+    assert "no estimate" in found.asr.bounds_text
+    assert fail_on("asr>0.9")(found).fails
+    assert not fail_on("asr>0.9")(found).decided
+    assert math.isnan(SeedSpread({0: found.asr, 1: found.asr, 2: found.asr}).mean)
+
+
+def test_success_at_several_tries_has_no_estimate_then():
+    rows = [
+        row._replace(prompt_id=f"p{at // 4}", trial=at % 4)
+        for at, row in enumerate(play(400, 5, 0.01))
     ]
+    found = summarise(rows)
+    assert math.isnan(found.at_k(2).estimate)
+    assert found.at_k(2).interval.high < 1
+    assert not fail_on("asr@2>0.9")(found).decided
 
 
 def test_the_interval_of_conversations_of_several_turns_covers_the_unknown_outcomes():
     found = summarise(play(2000, 5, 0.1))
-    assert found.asr.estimate > 0.13  # 0.09 / (0.09 + 0.9 * 0.9**5 + ...) of the known ones
     assert found.asr.interval == found.asr.covering()
     assert found.asr.interval.low <= TRUTH <= found.asr.interval.high
     assert found.asr.method_text.endswith("any unknown outcomes")
@@ -55,8 +121,17 @@ def test_a_lost_score_of_a_single_turn_is_no_selection():
 
 
 def test_equal_targets_of_which_one_lost_scores_are_not_told_apart():
-    found = compare(play(1500, 5, 0.0, seed=1), play(1500, 5, 0.1, seed=21))
-    assert found.difference < -0.03
+    a, b = play(1500, 5, 0.0, seed=1), play(1500, 5, 0.1, seed=21)
+    found = compare(a, b)
+    counts = found.counts
+    assert (counts.only_a - counts.only_b) / sum(counts) < -0.03
+    assert found.difference == pytest.approx(0, abs=0.03)
+    assert found.difference == pytest.approx(summarise(a).asr.estimate - summarise(b).asr.estimate)
+    tables = TrialTable(), TrialTable()
+    for table, rows in zip(tables, (a, b), strict=True):
+        for row in rows:
+            table.add(row.prompt_id, side_of([row]))
+    assert tables[0].compare(tables[1]) == found
     assert found.interval.low <= 0 <= found.interval.high
     assert not found.p_value < 0.05
     alike = compare(play(300, 5, 0.1, seed=3), play(300, 5, 0.1, seed=4))
@@ -92,6 +167,8 @@ def test_rates_at_other_thresholds_cover_them_too():
         )
 
     several = [attempt(at, 0.1, None) for at in range(5)] + [attempt(9, 0.9, 0.1)]
+    assert several[0].row.first_missing_turn == 2
+    assert several[-1].row.first_missing_turn is None
     (found,) = rates_by_threshold(several, "j", [0.5])
     assert found.rate.interval == found.rate.covering()
     assert found.rate.interval.low < 1 / 6

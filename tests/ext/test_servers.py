@@ -1,6 +1,7 @@
 """A pool of servers: stand-ins of vLLM's API on loopback, which sample with a model in memory."""
 
 import json
+import sys
 import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,14 @@ from astra_rl.testing import tiny_model
 STOP = frozenset({3})
 PROMPTS = [[2, 9, 10, 11], [4, 5], [30, 31, 32]]
 LOCK = threading.Lock()
+
+
+class Quiet(ThreadingHTTPServer):
+    """Says nothing about clients that no longer wait for their answer."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Server:
@@ -68,7 +77,7 @@ class Server:
             def log_message(self, *arguments):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = Quiet(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
         self.thread.start()
         self.url = f"http://127.0.0.1:{self.http.server_port}"

@@ -1,5 +1,6 @@
 import copy
 import importlib.util
+import inspect
 
 import pytest
 import torch
@@ -69,6 +70,28 @@ def test_reading_together_gives_the_logprobs_of_reading_each_row_alone(model, pl
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
             assert not together[row, len(alone) :].any()
     assert output.lengths.tolist() == [len(sequence) for sequence in TREE]
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_has_the_name_that_the_model_gives_it(llama, plain_logprobs, monkeypatch, name):
+    """transformers 5.24 says `cache`; its earlier versions and other models, `past_key_values`."""
+    original = type(backbone(llama)).forward
+    own = "cache" if "cache" in inspect.signature(original).parameters else "past_key_values"
+
+    def with_cache(self, cache=None, **others):
+        return original(self, **({**others, own: cache} if cache is not None else others))
+
+    def with_past_key_values(self, past_key_values=None, **others):
+        given = others if past_key_values is None else {**others, own: past_key_values}
+        return original(self, **given)
+
+    renamed = {"cache": with_cache, "past_key_values": with_past_key_values}
+    alone = [plain_logprobs(llama, row, start) for row, start in zip(TREE, STARTS, strict=True)]
+    monkeypatch.setattr(type(backbone(llama)), "forward", renamed[name])
+    output = forward_shared_prefix(llama, TREE, [start - 1 for start in STARTS])
+    together = suffix_logprobs(llama, output, TREE, STARTS)
+    for row, expected in enumerate(alone):
+        torch.testing.assert_close(together[row, : len(expected)], expected, atol=1e-5, rtol=0)
 
 
 def test_gradients_are_those_of_reading_each_row_alone(model, plain_logprobs):
@@ -574,8 +597,8 @@ def test_a_cache_that_drops_a_key_too_early_is_noticed_on_a_short_text(family, m
     monkeypatch.setitem(self_check.MAX_OPERATIONS, "cpu", 0)
     real = DynamicSlidingWindowLayer.update
 
-    def dropping(self, keys, values, *rest):
-        keys, values = real(self, keys, values, *rest)
+    def dropping(self, keys, values, *rest, **named):
+        keys, values = real(self, keys, values, *rest, **named)
         self.keys = self.keys.clone()
         self.keys[:, :, : -self.sliding_window + 2] = 0
         return keys, values

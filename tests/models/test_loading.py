@@ -595,6 +595,23 @@ def test_without_a_connection_a_hub_id_fails_at_once_and_folders_are_not_looked_
         references._is_reachable.cache_clear()
 
 
+def test_the_hub_is_told_nothing_of_the_program_that_loads_a_model(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    sent = []
+
+    def from_pretrained(*_, **__):
+        sent.append(huggingface_hub.utils.build_hf_headers()["user-agent"])
+        raise OSError("not there")
+
+    monkeypatch.setattr(references, "_is_reachable", lambda *_: True)
+    monkeypatch.setattr("huggingface_hub.utils._headers.detect_agent", lambda: "program")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(ModelError, match="not there"):
+        load_tokenizer("no-owner/no-model")
+    assert "program" not in sent[0]
+    assert "program" in huggingface_hub.utils.build_hf_headers()["user-agent"]  # as it was
+
+
 @pytest.mark.parametrize("limit", ["x", [], {"a": 1}])
 def test_a_length_limit_that_is_no_number_is_refused_by_name(tmp_path, limit):
     """It was a `TypeError` in the first text that was tokenised."""

@@ -76,6 +76,7 @@ def run(tmp_path: Path) -> RunFolder:
             "judge_identity": {"weights": "m 0123"},
         },
     )  # fmt: skip
+    folder.write_json(folder.stopped, ["after_judge"])
     folder.write_json(folder.transfer, transfer_matrix(each.row for each in made).as_dict())
     parts = {"a": OfPrompt(1, 4, 0.2), "b": OfPrompt(0, 4, 0.0)}
     runs = [SplitRun(0.2, 9, 2, (), Rate(1, 8), parts)] * 2
@@ -99,6 +100,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 FILES = [
     *("manifest.json", "planned.json", "ledger.json", "ledger_score.json", "evaluation_after.json"),
+    "stopped.json",
     *("transfer.json", "probability_rare.json", "reward_watch.jsonl", "metrics.jsonl"),
     "comparisons/a-b.json",
 ]

@@ -18,7 +18,7 @@ from astra_rl.evaluation.measures.comparisons import (
     CategoryComparison,
     CategoryTally,
     PairTally,
-    Trials,
+    PromptSide,
     joined,
     side_of,
 )
@@ -133,14 +133,18 @@ def compare_runs(
         name_a, name_b = f"A ({parts[0]})", f"B ({parts[1]})"
         check_judged_alike([(name_a, sides[0].rules), (name_b, sides[1].rules)])
         _check_not_selected(sides[0].replays, sides[1].replays)
-        pairs, categories, only = PairTally(), CategoryTally(), (_First(), _First())
+        if a.sequential and b.sequential:
+            _check_same_order(a, b)
+        sequential = a.sequential or b.sequential
+        pairs, categories = PairTally(sequential=sequential), CategoryTally(sequential=sequential)
+        only = _First(), _First()
         for of_a, of_b in _joined(a, b):
             rows_a, rows_b = [each.row for each in of_a], [each.row for each in of_b]
-            trials_a, trials_b = side_of(rows_a, FIRST), side_of(rows_b, SECOND)
-            pairs.add(trials_a, trials_b)
+            side_a, side_b = side_of(rows_a, FIRST), side_of(rows_b, SECOND)
+            pairs.add(side_a, side_b)
             categories.add(rows_a, rows_b)
-            only[0].add(of_a, trials_b)
-            only[1].add(of_b, trials_a)
+            only[0].add(of_a, side_b)
+            only[1].add(of_b, side_a)
         return Comparison(
             Side(name_a, a.summary()),
             Side(name_b, b.summary()),
@@ -190,10 +194,10 @@ class _First:
     def __init__(self) -> None:
         self._found: list[tuple[int, str]] = []  # a heap of negative numbers
 
-    def add(self, rows: Sequence[NumberedRow], others: Trials) -> None:
-        """Add the attempts at one prompt, given the outcomes of the other side at it."""
+    def add(self, rows: Sequence[NumberedRow], other: PromptSide) -> None:
+        """Add the attempts at one prompt, given those of the other side at it."""
         for number, row in rows:
-            if row.outcome is Outcome.SUCCESS and others.get(row.trial) is False:
+            if row.outcome is Outcome.SUCCESS and other.trials.get(row.trial) is False:
                 entry = -number, row.id
                 if len(self._found) < MOST_LISTED:
                     heapq.heappush(self._found, entry)
@@ -221,6 +225,21 @@ def _check_not_selected(a: set[str], b: set[str]) -> None:
             "succeeded, so the rate of the other side is 100% by selection and the difference "
             "has no meaning. Replay all attempts (astra-rl replay without --failures), or compare "
             "two replays of the same failures."
+        )
+
+
+def _check_same_order(a: Recorded, b: Recorded) -> None:
+    """Refuse two evaluations that both stopped early and played their prompts in other orders.
+
+    Which prompts they share then depends on the outcomes of both sides at other prompts, and no
+    interval or test of the pairs is valid.
+    """
+    orders = [dict.fromkeys(row.prompt_id for row in side.rows()) for side in (a, b)]
+    if any(one != other for one, other in zip(*orders, strict=False)):
+        raise ConfigurationError(
+            "both evaluations stopped early (--until), and played their prompts in different "
+            "orders, so the prompts that they share were selected by the outcomes. Play both with "
+            "one seed (--set seed=N), or one of them without --until."
         )
 
 

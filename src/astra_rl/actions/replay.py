@@ -36,7 +36,7 @@ from astra_rl.runs.evaluations import REPLAY, REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import played_order
 from astra_rl.runs.provenance import labels_of
-from astra_rl.runs.recorded import Recorded, recording
+from astra_rl.runs.recorded import Recorded, is_sequential, recording
 from astra_rl.runs.spending import WithinBudget, batches_within_budget, spending
 from astra_rl.targets.ledger import current_ledger
 
@@ -107,6 +107,7 @@ def replay_run(
     folder = open_run_folder(run)
     plan = resolve(load_config(folder.config, overrides, target=target))
     saved = _saved(folder, phase, only_failures=only_failures, conversation=conversation)
+    sequential = is_sequential(folder, phase)
     selected = only_failures or conversation is not None
     if conversation is not None:
         part, name = f"conversation_{conversation}", CONVERSATION
@@ -121,7 +122,7 @@ def replay_run(
     pairs = []
     with (
         spending([plan], folder.path, occasion="replay") as ledger,
-        recording(folder, part, len(saved)) as out,
+        recording(folder, part, len(saved), sequential=sequential) as out,
         template_time(folder.started),
     ):
         for then, now in resend_attacks(plan, saved, labels, judge=judge, within=within):
@@ -136,9 +137,9 @@ def replay_run(
     for then, now in pairs:
         changed[then.prompt_id] += _changed_inputs(then, now)
     return Replayed(
-        None if selected else summarise(attempt.row for attempt in saved),
-        summarise(new, planned=len(saved)),
-        None if selected else compare(old, new),
+        None if selected else summarise((attempt.row for attempt in saved), sequential=sequential),
+        summarise(new, planned=len(saved), sequential=sequential),
+        None if selected else compare(old, new, sequential=sequential),
         Rate.of_prompts((sum(each), len(each)) for each in changed.values()),
         path,
         len(saved) - len(pairs),

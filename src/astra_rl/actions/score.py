@@ -130,8 +130,10 @@ def score_run(
             raise within.spent
         out.flush()
         planned = count if recorded.planned is None else recorded.planned
-        plan_attempts(folder, part, planned)
-        now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
+        sequential = recorded.sequential
+        plan_attempts(folder, part, planned, sequential=sequential)
+        rows = by_prompt(out.rows(order="prompt"))
+        now = summarise_prompts(rows, planned=planned, sequential=sequential)
     agreement = Rate.of_prompts((sum(each), len(each)) for each in agreed.values())
     quality = judge_quality(judge, config.evaluation.calibrations, threshold)
     return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict(), quality)

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -38,6 +38,7 @@ SECONDS_TO_END = 1.0
 """Seconds that a server has to exit after its input has ended; then it is killed."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9_.$-]{1,64}", re.ASCII)
 _INHERITED = ("HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "SYSTEMROOT", "TEMP")
 ValueT = TypeVar("ValueT")
 
@@ -290,13 +291,33 @@ def check_tools(tools: Sequence[Tool]) -> None:
             schema = unredacted_line(parse_json(unredacted_line(dict(tool.parameters))))
         except (ValueError, RecursionError):
             raise ConfigurationError(f"{what}: its schema is nested too deeply.") from None
-        if tool.parameters.get("type") != "object":
-            raise ConfigurationError(f"{what}: its schema must be of type object.")
+        for word in _trusted_words(tool.parameters):
+            if not _WORD.fullmatch(word):
+                raise ConfigurationError(
+                    f"{what}: its schema has {word[:80]!a} as a name or type, which could be a "
+                    "control token of a model; names of arguments are 1 to 64 ASCII letters, "
+                    "digits and _ . $ -."
+                )
         if len(tool.description) > LONGEST_DESCRIPTION or len(schema) > LONGEST_DESCRIPTION:
             raise ConfigurationError(
                 f"{what}: its description and its schema may have {LONGEST_DESCRIPTION} characters "
                 "each; name it in hidden if the agent does not need it."
             )
+
+
+def _trusted_words(schema: Any) -> Iterator[str]:
+    """Yield what prompts contain as the template's own text: keys, and values of type and name."""
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mapping):
+            yield from map(str, part)
+            for key in ("type", "name"):
+                if isinstance(part.get(key), str):
+                    yield part[key]
+            parts += part.values()
+        elif isinstance(part, list | tuple):
+            parts += part
 
 
 @dataclass

@@ -150,11 +150,11 @@ def trained_attacker(run: str, turns: int = 1, checkpoint: str = "last", seed: i
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        attacker = await _in_thread(_loaded, run, checkpoint)
+        attacker = await in_thread(loaded_attacker, run, checkpoint)
         context = _opening_of(state, attacker)
         for turn in range(turns):
             key = derive_seed(seed, str(state.sample_id), state.epoch, turn)
-            attack = (await _in_thread(attacker.write, [context], [key]))[0]
+            attack = (await in_thread(attacker.write, [context], [key]))[0]
             context = await _turn(state, generate, context, attack)
         return state
 
@@ -239,7 +239,7 @@ def moderated(
 
     async def score(state: TaskState, target: Target) -> Score:
         attempt = _attempt(state, name, threshold)
-        scores = await _in_thread(score_exchanges, judge, attempt.exchanges())
+        scores = await in_thread(score_exchanges, judge, attempt.exchanges())
         judged = attempt.judged(name, scores, threshold=threshold)
         found = inspect_score(judged)
         if found.metadata["success"] is None or judged.score is None:
@@ -329,9 +329,9 @@ class AttackerModel(ModelAPI):  # type: ignore[misc]
         self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: Any
     ) -> ModelOutput:
         """Return the next message of the user."""
-        attacker = await _in_thread(_loaded, self.model_name, self._checkpoint)
+        attacker = await in_thread(loaded_attacker, self.model_name, self._checkpoint)
         chat = [{"role": each.role, "content": each.text} for each in input]
-        said = await _in_thread(partial(attacker.next_message, chat, seed=config.seed))
+        said = await in_thread(partial(attacker.next_message, chat, seed=config.seed))
         return ModelOutput.from_content(
             f"astra_rl/{self.model_name}",
             str(said),
@@ -372,11 +372,12 @@ class InspectTarget(CallableTarget):
 
 
 @cache
-def _loaded(run: str, checkpoint: str) -> TrainedAttacker:
+def loaded_attacker(run: str, checkpoint: str) -> TrainedAttacker:
+    """Return the attacker of a run, loaded once."""
     return TrainedAttacker(run, checkpoint=checkpoint)
 
 
-async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function that computes for long, without blocking other samples."""
     from anyio import to_thread  # installed with inspect_ai
 

@@ -73,19 +73,7 @@ def as_reward_func(
         ConfigurationError: The reward needs probabilities, or responses of a target that is not
             given.
     """
-    if isinstance(reward, RewardPart):
-        _check(reward, target)
-        models = _Models(None if moderator is None else _moderator(moderator), target)
-        title = reward.name or type(reward).__name__
-
-        def score(exchanges: Sequence[Exchange]) -> Sequence[float]:
-            return _in_two_calls(reward, models, exchanges)
-    else:
-        judge = _moderator(reward)
-        title = reward if isinstance(reward, str) else type(reward).__name__
-
-        def score(exchanges: Sequence[Exchange]) -> Sequence[float]:
-            return score_exchanges(judge, exchanges)
+    score, title = scorer_of(reward, target, moderator)
 
     def reward_function(
         prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -101,6 +89,28 @@ def as_reward_func(
 
     reward_function.__name__ = name or title
     return reward_function
+
+
+Scorer = Callable[[Sequence[Exchange]], Sequence[float]]
+"""Scores turns of conversations; NaN is a missing score."""
+
+
+def scorer_of(
+    reward: str | Moderator[Any, Any] | RewardPart,
+    target: Target | None,
+    moderator: str | Moderator[Any, Any] | None,
+) -> tuple[Scorer, str]:
+    """Return what scores turns, and its name; the arguments are those of `as_reward_func`."""
+    if not isinstance(reward, RewardPart):
+        judge = _moderator(reward)
+        title = reward if isinstance(reward, str) else type(reward).__name__
+        return lambda exchanges: score_exchanges(judge, exchanges), title
+    _check(reward, target)
+    models = _Models(None if moderator is None else _moderator(moderator), target)
+    return (
+        lambda exchanges: _in_two_calls(reward, models, exchanges),
+        reward.name or type(reward).__name__,
+    )
 
 
 def to_trl_dataset(

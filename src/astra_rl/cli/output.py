@@ -108,11 +108,17 @@ class Printer:
         if not pairs.prompts:
             self.line(f"no prompt has a known outcome on both sides: no difference{left_out}")
             return
+        from astra_rl.evaluation.stats.percent import signed_percent
+
         low, high = pairs.interval
-        p_value = "p undecided" if math.isnan(pairs.p_value) else f"exact p = {pairs.p_value:.3g}"
+        p_value = "p undecided"
+        if not math.isnan(pairs.p_value):
+            kind = "p at any time of stopping early" if pairs.sequential else "exact p"
+            p_value = f"{kind} = {pairs.p_value:.3g}"
         self.line(
-            f"difference {pairs.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}), "
-            f"{p_value}, {pairs.prompts} prompts{left_out}"
+            f"difference {signed_percent(pairs.difference)} "
+            f"(95% interval {low:+.1%} to {high:+.1%}), {p_value}, "
+            f"{pairs.prompts} prompts{left_out}"
         )
         if pairs.bounds is not None:
             self.line(
@@ -161,7 +167,7 @@ def cell(rate: Rate | None) -> str:
         return "-\n-"
     low, high = rate.interval
     return (
-        f"{format_percent(rate.estimate)} ({rate.successes} of {rate.trials})\n"
+        f"{format_percent(rate.estimate)} ({rate.counts_text})\n"
         f"{format_percent(low)} to {format_percent(high)}"
     )
 

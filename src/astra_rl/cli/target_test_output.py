@@ -87,7 +87,7 @@ def _print_rates(result: EvaluationResult, name: str, out: Printer) -> None:
     for prompts, rate in rates.items():
         table.add_row(
             as_text(prompts),
-            f"{rate.successes} of {rate.trials}",
+            rate.counts_text,
             format_percent(rate.estimate),
             between(rate.interval),
             str(rate.unscored),

@@ -114,7 +114,7 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
         nll = metrics["mean_attack_nll"]
         table.add_row(
             as_text(name),
-            f"{rate.successes} of {rate.trials}",
+            rate.counts_text,
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
             _kinds(metrics),

@@ -95,6 +95,13 @@ def load_league(path: str | Path) -> LeagueConfig:
         raise ConfigurationError(
             f"seeds: {repeated} given twice; runs of one seed are equal and show no variation."
         )
+    folded: dict[str, str] = {}
+    for method in league.methods:
+        if (other := folded.setdefault(method.casefold(), method)) != method:
+            raise ConfigurationError(
+                f"methods: {other!r} and {method!r} differ only by case, and many file systems "
+                "would give both one folder; name them differently."
+            )
     for method in league.methods:
         league.config(method, league.seeds[0])
     return league

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.jsonio import MAX_DIGITS, check_depth, parse_json
 
 MOST_CALLS = 64
 """Most calls that are read from one message; the others are one error."""
 
+_TOO_LARGE: int = 10 ** (MAX_DIGITS - 1)
 _TAGGED = re.compile(r"<tool_call>(?P<body>.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _MISTRAL = "[TOOL_CALLS]"
 _MISTRAL_CALL = re.compile(
@@ -101,8 +102,14 @@ def read_call(value: Any, id: str = "") -> ToolCall:
         arguments = {}
     if not isinstance(arguments, Mapping):
         return ToolCall(name, id=id, error="arguments must be a JSON object")
+    try:
+        check_depth(arguments)
+    except ValueError as problem:
+        return ToolCall(name, id=id, error=f"arguments are {problem}")
     if not _is_finite(arguments):
-        return ToolCall(name, id=id, error="arguments have a number that is not finite")
+        return ToolCall(
+            name, id=id, error="arguments have a number that is not finite, or too large"
+        )
     return ToolCall(name, dict(arguments), id)
 
 
@@ -141,9 +148,11 @@ def _mistral_calls(body: str) -> Iterator[ToolCall]:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a JSON value has no NaN and no infinity; of bounded depth, as `parse_json` checks."""
+    """Whether a JSON value of bounded depth has no NaN, infinity or too long integer."""
     if isinstance(value, float):
         return math.isfinite(value)
+    if isinstance(value, int):  # longer ones are no JSON that `parse_json` reads
+        return abs(value) < _TOO_LARGE
     if isinstance(value, Mapping):
         return all(map(_is_finite, value.values()))
     return not isinstance(value, list) or all(map(_is_finite, value))

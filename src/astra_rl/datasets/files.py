@@ -14,6 +14,7 @@ from astra_rl.datasets.local_folders import open_local_dataset, without_files
 from astra_rl.datasets.records import Record, RowErrors
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, parse_rows
 from astra_rl.errors import ConfigurationError, did_you_mean, require
+from astra_rl.infra.hub import without_telemetry
 from astra_rl.infra.jsonio import unredacted_line
 from astra_rl.infra.storage import reason_of_failure
 from astra_rl.infra.user_files import read_user_file, user_path
@@ -227,7 +228,8 @@ def _read_dataset(name: str, *, subset: str | None, split: str | None) -> RawTab
 def _open_dataset(library: Any, name: str, subset: str | None) -> Any:
     if name.startswith(HUB_PREFIX):
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
-        return library.load_dataset(repository, subset, revision=revision or None)
+        with without_telemetry():
+            return library.load_dataset(repository, subset, revision=revision or None)
     with tempfile.TemporaryDirectory(prefix="astra_rl_") as cache:
         return open_local_dataset(library, user_path(name), subset, cache)
 

@@ -96,7 +96,7 @@ def _parse(
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if _brackets(text) > MAX_DEPTH:
-        _check_depth(data)
+        check_depth(data)
     return data
 
 
@@ -107,8 +107,12 @@ def _brackets(text: str | bytes) -> int:
     return text.count(b"[") + text.count(b"{")
 
 
-def _check_depth(data: Any) -> None:
-    """Raise if a value has more than `MAX_DEPTH` levels; without recursion."""
+def check_depth(data: Any) -> None:
+    """Check that a JSON value has at most `MAX_DEPTH` levels; without recursion.
+
+    Raises:
+        ValueError: It has more.
+    """
     level = [data] if isinstance(data, dict | list) else []
     for _ in range(MAX_DEPTH):
         parts = (each.values() if isinstance(each, dict) else each for each in level)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, NamedTuple
 
+from astra_rl.agents.assignment import Assignment
 from astra_rl.agents.loop import answer
 from astra_rl.core.contracts import check_length, is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
@@ -315,7 +316,9 @@ class ASTEnvironment(Environment[str, str]):
 
     def respond(self, contexts: Sequence[str]) -> Sequence[str]:
         """Return the response to each context that ends in an attack; agents run their loop."""
-        return answer(contexts, self.problem.rollout_prompt_with_target)
+        loops = any(Assignment.of(context) is not None for context in contexts)
+        with self.problem.conversing() if loops else nullcontext():
+            return answer(contexts, self.problem.rollout_prompt_with_target)
 
     def reward_nodes(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]

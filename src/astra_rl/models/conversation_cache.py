@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from astra_rl.models.kv_cache import PreallocatedLayer, preallocated_cache
 
-MAX_CACHE_BYTES = 256 * 2**20
+MAX_CACHE_BYTES = 2**30
 """Maximum size of the keys and values kept per model, in bytes; the oldest batch is evicted."""
 
 

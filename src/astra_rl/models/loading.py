@@ -29,7 +29,7 @@ from astra_rl.models.model_config import (
     check_tokenizer_config,
 )
 from astra_rl.models.positions import position_limit
-from astra_rl.models.references import model_errors, reads_locally, resolve_reference
+from astra_rl.models.references import loading_model, reads_locally, resolve_reference
 from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.models.unused_weights import unused_weights
@@ -96,7 +96,7 @@ def load_beside(model: Any, source: str, name: str) -> Any:
         ModelError: The adapter cannot be loaded; the message contains the cause.
     """
     logger.info("loading the adapter %s", source)
-    with model_errors(f"the adapter {source!r}"):
+    with loading_model(f"the adapter {source!r}"):
         _check_undamaged(source)
         adapted = load_adapter(model, source, name)
         check_weights(adapted)
@@ -165,7 +165,7 @@ def _load_frozen(
     if trust_remote_code:
         _warn_remote_code(reference)
     logger.info("loading the %s %s", kind, reference)
-    with model_errors(f"the {kind} {str(reference)!r}"):
+    with loading_model(f"the {kind} {str(reference)!r}"):
         _check_undamaged(source)
         if (named := base_of_adapter(source)) is not None:
             base = _load_frozen(
@@ -288,7 +288,7 @@ def load_tokenizer(
     source = resolve_reference(reference)
     if trust_remote_code:
         _warn_remote_code(reference)
-    with model_errors(f"the tokenizer of {str(reference)!r}"):
+    with loading_model(f"the tokenizer of {str(reference)!r}"):
         if not _has_tokenizer(source) and (named := base_of_adapter(source)) is not None:
             return load_tokenizer(named[0], trust_remote_code=trust_remote_code)
         check_tokenizer_config(Path(source))
@@ -325,7 +325,7 @@ def load_settings(reference: str | Path, *, trust_remote_code: bool = False) -> 
         ConfigurationError: The bundled model is unknown.
     """
     source = resolve_reference(reference)
-    with model_errors(f"the configuration of {str(reference)!r}"):
+    with loading_model(f"the configuration of {str(reference)!r}"):
         if base_of_adapter(source) is not None:
             raise ModelError(
                 f"{reference} is an adapter; an engine needs a complete model here. Merge "

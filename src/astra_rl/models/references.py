@@ -29,6 +29,7 @@ from astra_rl.errors import (
     require,
 )
 from astra_rl.infra.checkpointing import replace_folder
+from astra_rl.infra.hub import without_telemetry
 from astra_rl.infra.storage import cache_dir, storing
 from astra_rl.logging import logger
 
@@ -72,7 +73,7 @@ def resolve_reference(reference: str | Path) -> str:
         with storing(folder):
             is_converted = (folder / "config.json").exists()
         if not is_converted:
-            with model_errors(f"the bundled model {name!r}"):
+            with loading_model(f"the bundled model {name!r}"):
                 _convert_bundled(_BUNDLED[name], folder)
     except StorageError as error:
         raise StorageError(
@@ -182,10 +183,11 @@ def _convert(bundled: _Bundled, source: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def model_errors(what: str) -> Iterator[None]:
-    """Raise any error of the block as `ModelError`, with `what` was being loaded."""
+def loading_model(what: str) -> Iterator[None]:
+    """Raise any error of the block as `ModelError`, with `what` was being loaded; no telemetry."""
     try:
-        yield
+        with without_telemetry():
+            yield
     except AstraError:
         raise
     except Exception as error:  # the types of transformers, safetensors, tokenizers, torch

@@ -6,7 +6,9 @@ models with absolute (GPT-2) and rotary positions compute each token at its own 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,12 +131,19 @@ def hidden_states(
     if mask is None and model.config._attn_implementation == SHORT_ATTENTION:
         # Its cache returns positions that are not written yet, which only a mask leaves out.
         mask = ids.new_ones(len(ids), kv_cache.get_seq_length() + ids.shape[1])
-    output = backbone(model)(
+    body = backbone(model)
+    output = body(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=kv_cache,
         use_cache=True,
+        **{_cache_keyword(type(body).forward): kv_cache},
     )
     last: Tensor = output.last_hidden_state
     return last
+
+
+@functools.cache
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    """Return the name of the cache: transformers 5.24 renamed it in its own models."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

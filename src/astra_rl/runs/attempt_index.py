@@ -31,7 +31,7 @@ from astra_rl.logging import logger
 from astra_rl.runs.index_seal import COLUMNS, is_derived_from, schema_of, seal, values_of
 from astra_rl.runs.verified_logs import is_verified, remember_verified, status_of
 
-_INDEX_VERSION = 6
+_INDEX_VERSION = 7
 _TABLES = f"""
 BEGIN;
 CREATE TABLE attempts (
@@ -41,7 +41,7 @@ CREATE TABLE attempts (
     first_failing_turn INTEGER, last_turn_failed INTEGER, score REAL, logprob REAL,
     logprob_tokens INTEGER, queries_per_turn INTEGER NOT NULL, judge TEXT NOT NULL,
     judge_id TEXT NOT NULL, threshold REAL NOT NULL, category TEXT NOT NULL, judged INTEGER,
-    utility REAL, seal BLOB NOT NULL
+    utility REAL, first_missing_turn INTEGER, seal BLOB NOT NULL
 );
 CREATE INDEX by_score ON attempts (outcome, score DESC, sequence);
 CREATE INDEX by_logprob ON attempts (outcome, logprob DESC, sequence);

@@ -22,7 +22,13 @@ from astra_rl.runs.file_types import EvaluationFile
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
 from astra_rl.runs.provenance import PROMPTED, PROMPTS
-from astra_rl.runs.recorded import IN_THE_RUN, ORDINARY_PHASE, Recorded, planned_attempts
+from astra_rl.runs.recorded import (
+    IN_THE_RUN,
+    ORDINARY_PHASE,
+    Recorded,
+    is_sequential,
+    planned_attempts,
+)
 
 BEFORE = "before training"
 AFTER = "after training"
@@ -192,7 +198,7 @@ def _evaluation(
         return None
     metrics = source.place.evaluation(source.part)
     recorded_metrics = read_own(metrics, EvaluationFile) if metrics.is_file() else {}
-    sequential = recorded_metrics.get("until") is not None
+    sequential = is_sequential(source.place, source.part)
     rows = log.rows(order="prompt", phase=source.phase)
     counted.count(rows, planned, sequential=sequential)
     labels = HumanLabels(source.place, source.part)
@@ -205,7 +211,9 @@ def _evaluation(
         planned=planned,
         selected=source.phase.startswith(REPLAY_OF_FAILURES),
         sequential=sequential,
-        labelled=labels.rate(log.attempts(phase=source.phase)) if labels.by_rater else None,
+        labelled=labels.rate(log.attempts(phase=source.phase), sequential=sequential)
+        if labels.by_rater
+        else None,
         judge_model=judge_model(recorded_metrics),
         kinds_by_meaning=_kinds_by_meaning(recorded_metrics),
         counted=counted,

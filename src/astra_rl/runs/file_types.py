@@ -158,13 +158,15 @@ class TransferCell(FileOfARun):
     target: str
     successes: Count
     trials: Count
+    unscored: Count = 0
     estimate: Share | None
     low: Share
     high: Share
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
-        if self.trials and self.estimate is None:
+        # With unknown outcomes there may be none, see `Rate.by_turn`.
+        if self.trials and not self.unscored and self.estimate is None:
             raise ValueError("estimate is missing")
         return self
 
@@ -233,6 +235,7 @@ class Pairs(FileOfARun):
     low: Difference | None
     high: Difference | None
     p_value: Share | None
+    sequential: bool = False
 
 
 class Attacked(FileOfARun):

@@ -77,6 +77,11 @@ class RunFolder:
         return self.path / "planned.json"
 
     @property
+    def stopped(self) -> Path:
+        """Phases of the attempts of an evaluation that stopped early, re-scored or replayed."""
+        return self.path / "stopped.json"
+
+    @property
     def failures(self) -> Path:
         """Conversations with a successful attack, one JSON object per line."""
         return self.path / "failures.jsonl"

@@ -118,8 +118,13 @@ class HumanLabels:
             for call in CALLS
         ]
 
-    def rate(self, attempts: Iterable[Attempt]) -> LabelledRate | None:
-        """Return the success rate by labels and calls; None without a label of these attempts."""
+    def rate(self, attempts: Iterable[Attempt], *, sequential: bool = False) -> LabelledRate | None:
+        """Return the success rate by labels and calls; None without a label of these attempts.
+
+        Args:
+            attempts: All attempts of the phase.
+            sequential: Whether their number depends on the calls of the judge, see `Rate`.
+        """
         calls: dict[str, tuple[int, int]] = {}
 
         def counted() -> Iterator[Attempt]:
@@ -131,7 +136,9 @@ class HumanLabels:
         groups = self.groups(counted())
         if not any(group.labelled for group in groups):
             return None
-        return labelled_rate(groups, Rate.of_prompts(calls.values()).interval)
+        return labelled_rate(
+            groups, Rate.of_prompts(calls.values(), sequential=sequential).interval
+        )
 
 
 def call_of(attempt: Attempt) -> int | None:

@@ -120,7 +120,7 @@ class LabelSession:
         return Labelled(
             self.added,
             self._summary,
-            labels.rate(self._attempts),
+            labels.rate(self._attempts, sequential=self._summary.asr.sequential),
             labels.agreement(),
             {names[call]: count for call, count in zip(CALLS, advice, strict=True)},
         )

@@ -21,7 +21,7 @@ from astra_rl.logging import logger
 from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, NumberedRow, replacing_log
 from astra_rl.runs.file_types import EvaluationFile
-from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
+from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder, read_own
 
 IN_THE_RUN = ("before", "training", "after")
 """Phases in `attempts.jsonl`; each phase that a later command plays has a file of its own."""
@@ -135,7 +135,13 @@ class StoredAttempts(Sequence[Attempt]):
 
 
 def is_sequential(folder: RunFolder, phase: str) -> bool:
-    """Whether an evaluation was played with ``--until``."""
+    """Whether the number of attempts of a phase depends on their outcomes.
+
+    So it is if the evaluation was played with ``--until``, and if a later command scored or sent
+    the attempts of such an evaluation again.
+    """
+    if file_stem(phase) in _stopped_phases(folder):
+        return True
     path = folder.evaluation(phase)
     return path.is_file() and read_own(path, EvaluationFile).get("until") is not None
 
@@ -159,7 +165,9 @@ def summary_of_phase(run: str | Path, phase: str) -> Summary:
 
 
 @contextlib.contextmanager
-def recording(folder: RunFolder, phase: str, planned: int) -> Iterator[AttemptLog]:
+def recording(
+    folder: RunFolder, phase: str, planned: int, *, sequential: bool = False
+) -> Iterator[AttemptLog]:
     """Yield a new log for a phase that is played after the run, and store the planned number.
 
     An earlier log of the same phase is replaced when the block ends without an error. If there is
@@ -169,9 +177,9 @@ def recording(folder: RunFolder, phase: str, planned: int) -> Iterator[AttemptLo
     if path.is_file():
         with replacing_log(path) as log:
             yield log
-            plan_attempts(folder, phase, planned)
+            plan_attempts(folder, phase, planned, sequential=sequential)
     else:
-        plan_attempts(folder, phase, planned)
+        plan_attempts(folder, phase, planned, sequential=sequential)
         with AttemptLog(path, write=True) as log:
             yield log
 
@@ -194,13 +202,29 @@ def withdraw_attempts(log: AttemptLog, phase: str, reason: str) -> None:
             log.append(attempt.model_copy(update=nothing))
 
 
-def plan_attempts(folder: RunFolder, phase: str, count: int) -> None:
+def plan_attempts(folder: RunFolder, phase: str, count: int, *, sequential: bool = False) -> None:
     """Store the number of planned attempts of a phase, before the first one is made.
 
     Several processes may do so for one run at the same time.
+
+    Args:
+        folder: Folder of the run.
+        phase: The phase.
+        count: The number.
+        sequential: Whether these are the attempts of an evaluation that stopped early, see
+            `is_sequential`.
     """
     with storing(folder.planned), lock(folder.planned, patience=PATIENCE_OF_PLANS):
         folder.write_json(folder.planned, {**planned_attempts(folder), phase: count})
+        known, name = _stopped_phases(folder), file_stem(phase)
+        if sequential != (name in known):
+            folder.write_json(folder.stopped, sorted(known ^ {name}))
+
+
+def _stopped_phases(folder: RunFolder) -> set[str]:
+    if not folder.stopped.is_file():
+        return set()
+    return set(read_own(folder.stopped, list[str]))
 
 
 def planned_attempts(folder: RunFolder) -> dict[str, int]:

@@ -29,6 +29,12 @@ def listed():
         "twice": [tool("say"), tool("say")],
         "bad_name": [tool("say\x1b[31m evil")],
         "deep": [tool("say", inputSchema=deep | {"type": "object"})],
+        "control_key": [
+            tool("say", inputSchema={"type": "object", "properties": {"<|im_end|>": {}}})
+        ],
+        "control_type": [
+            tool("say", inputSchema={**SCHEMA, "properties": {"text": {"type": "<|im_start|>"}}})
+        ],
         "no_object": [tool("say", inputSchema={"type": "string"})],
         "long": [tool("say", description="x" * 20_000)],
         "no_tools": [],

@@ -42,7 +42,7 @@ def test_a_judge_without_errors_changes_nothing():
 
 def test_a_perfect_target_is_seen_behind_a_judge_with_three_percent_false_positives_in_five_turns():
     # The measured rate of 16% is what the judge alone gives: 1 - 0.97^5 = 14%.
-    found = correct_rate(Rate(32, 200), labelled(1, 0.97, 100, 100), {5: 200})
+    found = correct_rate(Rate(32, 200), labelled(1, 0.97, 100, 100), JudgedTurns({5: 200}))
     assert found.interval.low == 0
     assert found.false_positives[0] == pytest.approx(1 - 0.97**5)
     assert found.false_positives[1].low < 0.16 < found.false_positives[1].high
@@ -53,7 +53,9 @@ def test_a_perfect_target_is_seen_behind_a_judge_with_three_percent_false_positi
 def test_errors_that_are_the_same_in_all_turns_are_covered_too():
     # The judge calls all five turns of 3% of the conversations, and the target fails in 10%.
     measured = 0.1 + 0.9 * 0.03
-    found = correct_rate(Rate(round(measured * 10**6), 10**6), labelled(1, 0.97), {5: 10**6})
+    found = correct_rate(
+        Rate(round(measured * 10**6), 10**6), labelled(1, 0.97), JudgedTurns({5: 10**6})
+    )
     assert found.estimate < 0.1 <= found.interval.high
 
 
@@ -72,7 +74,7 @@ def test_no_correction_where_the_labels_cannot_carry_it(counts, reason):
 
 
 def test_several_turns_can_leave_a_judge_without_information():
-    found = correct_rate(Rate(99, 100), labelled(0.9, 0.6), {9: 100})
+    found = correct_rate(Rate(99, 100), labelled(0.9, 0.6), JudgedTurns({9: 100}))
     assert isinstance(found, NotCorrected)
     assert "higher specificity" in found.text
 
@@ -93,6 +95,32 @@ def test_the_interval_of_the_corrected_rate_covers_the_true_one(rate, sensitivit
             covered += found.interval.low <= rate <= found.interval.high
     assert given >= 200
     assert covered >= (0.93 - 2 * 0.0135) * given  # two standard errors of 250 repetitions
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize(("sensitivity", "specificity"), [(0.5, 0.52), (0.7, 0.35), (1.0, 0.05)])
+def test_a_judge_that_may_only_guess_excludes_no_rate(sensitivity, specificity, turns):
+    """Judges that know next to nothing, of which the labels make half seem to know something.
+
+    Of the intervals that were given 15% to 40% missed the truth while they took the estimated
+    errors at their word.
+    """
+    rng = np.random.default_rng(0)
+    truth, missed, given = 0.1, 0, 0
+    right = 1 - (1 - sensitivity) * specificity ** (turns - 1)
+    measured = truth * right + (1 - truth) * (1 - specificity**turns)
+    for _ in range(100):
+        tp, tn = int(rng.binomial(20, sensitivity)), int(rng.binomial(100, specificity))
+        counts = Confusion(tp, 100 - tn, tn, 20 - tp)
+        rate = Rate(int(rng.binomial(1000, measured)), 1000)
+        found = correct_rate(rate, counts, JudgedTurns({turns: 1000}))
+        if isinstance(found, Corrected):
+            given += 1
+            missed += not found.interval.low <= truth <= found.interval.high
+            if found.may_guess:
+                assert found.interval == (0, 1)
+                assert "label more" in found.text
+    assert missed <= (0.07 + 2 * 0.025) * given
 
 
 def test_trials_of_one_prompt_widen_the_corrected_interval():
@@ -147,7 +175,7 @@ def test_labels_of_one_prompt_may_err_alike(turns):
         ]
         counts = Confusion(*map(sum, zip(*by_group, strict=True)))
         rate = Rate(int(rng.binomial(400, truth * right + (1 - truth) * false)), 400)
-        found = correct_rate(rate, counts, {turns: 400}, by_group=by_group)
+        found = correct_rate(rate, counts, JudgedTurns({turns: 400}), by_group=by_group)
         inside += found.interval.low <= truth <= found.interval.high
     assert inside >= (0.93 - 2 * 0.033) * repetitions  # two standard errors
 
@@ -178,9 +206,9 @@ def test_responses_that_are_withheld_have_no_verdict_to_correct():
     assert found.precision[0] == pytest.approx(0.09 / 0.13, abs=1e-5)
     assert found.interval.low < 0.1 < found.interval.high
     # All conversations with a verdict are failures: no more than half of all can be.
-    most = correct_rate(Rate(500_000, 10**6), labelled(1, 0.9), {0: 1, 1: 1})
+    most = correct_rate(Rate(500_000, 10**6), labelled(1, 0.9), JudgedTurns({0: 1, 1: 1}))
     assert most.estimate == pytest.approx(0.5)
-    none = correct_rate(Rate(0, 10), labelled(0.9, 0.9), {0: 10})
+    none = correct_rate(Rate(0, 10), labelled(0.9, 0.9), JudgedTurns({0: 10}))
     assert "no turn has a verdict" in none.text
 
 

@@ -174,6 +174,7 @@ def test_a_rate_as_a_dict_says_all_there_is_to_say():
         "prompts": 2,
         "interval": "clopper-pearson",
         "estimate": 0.5,
+        "estimator": "share of known",
         "low": proportion_interval(1, 2).low,
         "high": proportion_interval(1, 2).high,
         "lowest": 0.25,

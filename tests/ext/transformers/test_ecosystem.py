@@ -200,9 +200,14 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(  # asks the real hub which program it runs in
-        "huggingface_hub.utils._detect_agent._fetch_registry", lambda: None, raising=False
+    asked: list[str] = []  # the hub, for the list of programs by which it knows this one
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setattr(
+        "huggingface_hub.utils._detect_agent._load_registry",
+        lambda: asked.append("programs") or {},
+        raising=False,
     )
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", None, raising=False)
     Hub.received.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -211,6 +216,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
     server.shutdown()
     server.server_close()
     thread.join()
+    assert not asked
 
 
 @pytest.fixture

@@ -65,6 +65,8 @@ def compare(
 
 
 def _table(found: Comparison) -> Table:
+    from astra_rl.evaluation.stats.percent import signed_percent
+
     table = Table(title="by category", title_justify="left")
     table.add_column("category")
     for column in ("prompts", "difference", "95% interval", "p"):
@@ -74,7 +76,7 @@ def _table(found: Comparison) -> Table:
         table.add_row(
             as_text(name or "no category"),
             str(pairs.prompts),
-            f"{pairs.difference:+.1%}",
+            signed_percent(pairs.difference),
             f"{low:+.1%} to {high:+.1%}",
             "undecided" if math.isnan(p_value) else f"{p_value:.3g}",
         )

@@ -148,7 +148,9 @@ def _print_game(found: Hardening, out: Printer) -> None:
 
 
 def _cell(rate: Rate, change: PairedComparison | None) -> str:
+    from astra_rl.evaluation.stats.percent import signed_percent
+
     if change is None or not change.prompts:
         return cell(rate)
     low, high = change.interval
-    return f"{cell(rate)}\nchange {change.difference:+.1%} ({low:+.1%} to {high:+.1%})"
+    return f"{cell(rate)}\nchange {signed_percent(change.difference)} ({low:+.1%} to {high:+.1%})"

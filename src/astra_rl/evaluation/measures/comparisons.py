@@ -17,16 +17,46 @@ from numpy.typing import NDArray
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
-from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.records.course import Course, End
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, hides_failures
 from astra_rl.evaluation.stats.paired import PairedComparison, PromptTable, compare_tables, holm
+from astra_rl.evaluation.stats.product_limit import Courses
 
 Trials = Mapping[int, bool | None]
 """Whether each trial of one side at one prompt succeeded, by number; None if that is not known."""
 FIRST, SECOND = "the first", "the second"
 
 
+class PromptSide(NamedTuple):
+    """Attempts of one side at one prompt.
+
+    Attributes:
+        trials: Whether each trial succeeded, see `Trials`.
+        courses: The known part of each attempt.
+        selective: Whether an outcome is unknown that is not like the known ones, see
+            `hides_failures`.
+    """
+
+    trials: Trials
+    courses: Sequence[Course | None]
+    selective: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[AttemptRow]) -> PromptSide:
+        """Read attempts; of several with the same number the last one counts."""
+        return cls(
+            {row.trial: success_of(row) for row in rows},
+            [row.course for row in rows],
+            any(hides_failures(row.outcome, row.turns) for row in rows),
+        )
+
+
 def compare(
-    rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow], *, confidence: float = 0.95
+    rows_a: Iterable[AttemptRow],
+    rows_b: Iterable[AttemptRow],
+    *,
+    confidence: float = 0.95,
+    sequential: bool = False,
 ) -> PairedComparison:
     """Compare two sets of attempts on the same prompts; see `compare_trials`.
 
@@ -37,6 +67,7 @@ def compare(
         rows_a: Attempts of A.
         rows_b: Attempts of B.
         confidence: Of the interval of the difference, in (0, 1).
+        sequential: Whether the prompts depend on outcomes, see `compare_tables`.
 
     Raises:
         ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
@@ -45,7 +76,7 @@ def compare(
         sorted({row.id: row for row in rows}.values(), key=attrgetter("prompt_id", "trial"))
         for rows in (rows_a, rows_b)
     )
-    tally = PairTally()
+    tally = PairTally(sequential=sequential)
     for a, b in joined(ordered_a, ordered_b):
         tally.add(side_of(a, FIRST), side_of(b, SECOND))
     return tally.result(confidence)
@@ -83,8 +114,8 @@ def _next(groups: Iterator[tuple[str, Iterable[RowT]]]) -> tuple[str, list[RowT]
     return next(((prompt, list(rows)) for prompt, rows in groups), None)
 
 
-def side_of(rows: Iterable[AttemptRow], name: str = "this") -> Trials:
-    """Return the outcomes of attempts at one prompt by trial.
+def side_of(rows: Iterable[AttemptRow], name: str = "this") -> PromptSide:
+    """Read the attempts of one side at one prompt.
 
     Args:
         rows: Attempts with different ids.
@@ -93,14 +124,13 @@ def side_of(rows: Iterable[AttemptRow], name: str = "this") -> Trials:
     Raises:
         ConfigurationError: A trial occurs twice.
     """
-    found: dict[int, bool | None] = {}
-    for row in rows:
-        if row.trial in found:
-            raise ConfigurationError(
-                f"{name} set of attempts has trials of several attackers or targets; choose one "
-                "attacker, one target and one phase for each side."
-            )
-        found[row.trial] = success_of(row)
+    attempts = list(rows)
+    found = PromptSide.of(attempts)
+    if len(found.trials) < len(attempts):
+        raise ConfigurationError(
+            f"{name} set of attempts has trials of several attackers or targets; choose one "
+            "attacker, one target and one phase for each side."
+        )
     return found
 
 
@@ -110,18 +140,29 @@ def success_of(row: AttemptRow) -> bool | None:
 
 
 class PairTally:
-    """Counts two sides prompt by prompt; memory grows with the number of different tables."""
+    """Counts two sides prompt by prompt; memory grows with the number of different tables.
 
-    def __init__(self) -> None:
+    Args:
+        sequential: Whether the prompts depend on outcomes, see `compare_tables`.
+    """
+
+    def __init__(self, *, sequential: bool = False) -> None:
+        self._sequential = sequential
         self._tables: Counter[PromptTable] = Counter()
         self._unpaired = 0
+        self._courses = Courses(), Courses()
+        self._selective = False
 
-    def add(self, a: Trials, b: Trials) -> None:
+    def add(self, a: PromptSide, b: PromptSide) -> None:
         """Add a prompt; a side that did not play it is empty."""
-        if a and b:
-            self._tables[PromptTable.of(a, b)] += 1
-        else:
-            self._unpaired += len(a) + len(b)
+        if not (a.trials and b.trials):
+            self._unpaired += len(a.trials) + len(b.trials)
+            return
+        self._tables[PromptTable.of(a.trials, b.trials)] += 1
+        self._selective |= a.selective or b.selective
+        for counted, side in zip(self._courses, (a, b), strict=True):
+            for course in side.courses:  # each prompt has the same weight
+                counted.add(course, 1 / len(side.courses))
 
     def leave_out(self, trials: int) -> None:
         """Count trials at prompts that only one side played."""
@@ -143,27 +184,47 @@ class PairTally:
                 "the two sets of attempts have no prompt in common; only attempts at the same "
                 "prompts can be compared in pairs."
             )
-        return compare_tables(self._tables, unpaired=self._unpaired, confidence=confidence)
+        a, b = (each.rate for each in self._courses)
+        return compare_tables(
+            self._tables,
+            unpaired=self._unpaired,
+            confidence=confidence,
+            by_turn=a - b if self._selective else None,
+            sequential=self._sequential,
+        )
 
 
 @dataclass
 class TrialTable:
-    """Outcomes of the attempts of one side by prompt and trial, in 17 bytes per attempt."""
+    """Outcomes of the attempts of one side by prompt and trial, in 22 bytes per attempt."""
 
     _prompts: array[int] = field(default_factory=lambda: array("Q"))
     """A digest of each attempt's prompt."""
     _trials: array[int] = field(default_factory=lambda: array("q"))
     _outcomes: array[int] = field(default_factory=lambda: array("b"))
+    _turns: array[int] = field(default_factory=lambda: array("i"))
+    """Turn of each attempt's course; -1: not recorded."""
+    _ends: array[int] = field(default_factory=lambda: array("b"))
+    _selective: set[int] = field(default_factory=set)
+    """Prompts with an outcome that hides failures."""
 
-    def add(self, prompt_id: str, trials: Trials) -> None:
-        """Add the outcomes at one prompt; each prompt once."""
-        digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
-        self._prompts.extend([int.from_bytes(digest)] * len(trials))
-        self._trials.extend(trials)
-        self._outcomes.extend(-1 if each is None else each for each in trials.values())
+    def add(self, prompt_id: str, side: PromptSide) -> None:
+        """Add the attempts at one prompt, which have different numbers; each prompt once."""
+        prompt = int.from_bytes(hashlib.blake2b(prompt_id.encode(), digest_size=8).digest())
+        self._prompts.extend([prompt] * len(side.trials))
+        self._trials.extend(side.trials)
+        self._outcomes.extend(-1 if each is None else each for each in side.trials.values())
+        self._turns.extend(-1 if each is None else each.turn for each in side.courses)
+        self._ends.extend(End.LOST if each is None else each.end for each in side.courses)
+        if side.selective:
+            self._selective.add(prompt)
 
-    def compare(self, other: TrialTable) -> PairedComparison:
+    def compare(self, other: TrialTable, *, sequential: bool = False) -> PairedComparison:
         """Compare this side (A) with another (B); see `compare_trials`.
+
+        Args:
+            other: The other side.
+            sequential: Whether the prompts depend on outcomes, see `compare_tables`.
 
         Raises:
             ConfigurationError: They have no prompt in common.
@@ -175,10 +236,10 @@ class TrialTable:
             assume_unique=True,
             return_indices=True,
         )
-        tally, shared = PairTally(), 0
+        tally, shared = PairTally(sequential=sequential), 0
         for at_a, at_b in zip(*(each.tolist() for each in places), strict=True):
             a, b = self._at(starts[0], at_a), other._at(starts[1], at_b)
-            shared += len(a) + len(b)
+            shared += len(a.trials) + len(b.trials)
             tally.add(a, b)
         tally.leave_out(len(self._prompts) + len(other._prompts) - shared)
         return tally.result()
@@ -190,10 +251,15 @@ class TrialTable:
         first = [0] if len(prompts) else []
         return np.concatenate([first, changes, [len(prompts)]]).astype(np.intp)
 
-    def _at(self, starts: NDArray[np.intp], number: int) -> Trials:
+    def _at(self, starts: NDArray[np.intp], number: int) -> PromptSide:
         rows = slice(int(starts[number]), int(starts[number + 1]))
         outcomes = (None if each < 0 else bool(each) for each in self._outcomes[rows])
-        return dict(zip(self._trials[rows], outcomes, strict=True))
+        courses = zip(self._turns[rows], self._ends[rows], strict=True)
+        return PromptSide(
+            dict(zip(self._trials[rows], outcomes, strict=True)),
+            [None if turn < 0 else Course(turn, End(end)) for turn, end in courses],
+            self._prompts[rows.start] in self._selective,
+        )
 
 
 class CategoryComparison(NamedTuple):
@@ -217,9 +283,14 @@ def _by_difference(pairs: PairedComparison) -> float:
 
 
 class CategoryTally:
-    """Counts two sides by category of the prompts; memory is that of `PairTally`."""
+    """Counts two sides by category of the prompts; memory is that of `PairTally`.
 
-    def __init__(self) -> None:
+    Args:
+        sequential: Whether the prompts depend on outcomes, see `compare_tables`.
+    """
+
+    def __init__(self, *, sequential: bool = False) -> None:
+        self._sequential = sequential
         self._tallies: dict[str, PairTally] = {}
 
     def add(self, a: Iterable[AttemptRow], b: Iterable[AttemptRow]) -> None:
@@ -233,7 +304,7 @@ class CategoryTally:
             for row in rows:
                 groups.setdefault(row.category, ([], []))[at].append(row)
         for name, (of_a, of_b) in groups.items():
-            tally = self._tallies.setdefault(name, PairTally())
+            tally = self._tallies.setdefault(name, PairTally(sequential=self._sequential))
             tally.add(side_of(of_a, FIRST), side_of(of_b, SECOND))
 
     def result(self) -> dict[str, CategoryComparison]:

@@ -6,6 +6,7 @@ functions read `AttemptRow`, which the index of a log contains, so no text is lo
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, hides_failures
 from astra_rl.evaluation.stats.intervals import Interval, hull
 from astra_rl.evaluation.stats.judge_errors import JudgedTurns
+from astra_rl.evaluation.stats.product_limit import Courses
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 from astra_rl.infra.visible import html_table
@@ -42,7 +44,7 @@ class Summary:
         queries: Target queries until the first success per prompt.
         prompts: Number of different prompts.
         turns: Number of attempts with a known outcome by number of turns.
-        judged: How many verdicts of the judge these attempts have.
+        judged: How many verdicts of the judge these attempts have, without those that lack some.
         outcomes_by_prompt: Number of attempts of each prompt by outcome, in the order of `Outcome`.
         utility: Of agents: share of attempts after which the user's task was done; None of others.
         hijack_and_utility: Of agents: share in which the attack succeeded and the task was done, so
@@ -79,12 +81,14 @@ class Summary:
     def at_k(self, k: int, confidence: float = 0.95) -> RateAtK:
         """ASR@k: share of prompts at which at least one of `k` attempts succeeds.
 
-        Of a selective rate (see `Rate`) the interval is `at_k_covering`.
+        Of a selective rate (see `Rate`) the interval is `at_k_covering`, and there is no estimate
+        if outcomes are unknown.
         """
         found = rate_at_k(self.by_prompt, k, confidence, sequential=self.asr.sequential)
         if not self.asr.selective:
             return found
-        return replace(found, interval=self.at_k_covering(k, confidence))
+        estimate = math.nan if self.asr.is_by_turn else found.estimate
+        return replace(found, estimate=estimate, interval=self.at_k_covering(k, confidence))
 
     def at_k_covering(self, k: int, confidence: float = 0.95) -> Interval:
         """Interval of ASR@k that also has all values of the unknown outcomes.
@@ -247,18 +251,21 @@ def summarise_prompts(
     censored: list[int] = []
     counts: list[tuple[int, ...]] = []
     prompts = array("q")  # a hash of each prompt's id: 8 bytes
-    selective = False
+    selective, courses = False, Courses()
     for rows in groups:
         prompts.append(hash(rows[0].prompt_id))
         selective |= any(hides_failures(row.outcome, row.turns) for row in rows)
+        for row in rows:
+            courses.add(row.course)
         own = Counter(row.outcome for row in rows)
         outcomes.update(own)
         counts.append(same(tuple(own[outcome] for outcome in Outcome)))
         first.update(row.first_failing_turn or 0 for row in rows)
         known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
         turns.update(row.turns for row in known)
-        judged.update(row.judged_turns for row in known if not row.stopped_by_success)
-        stopped.update(row.judged_turns for row in known if row.stopped_by_success)
+        whole = [row for row in known if row.first_missing_turn is None]
+        judged.update(row.judged_turns for row in whole if not row.stopped_by_success)
+        stopped.update(row.judged_turns for row in whole if row.stopped_by_success)
         any_turn.append(same(_any_turn(rows)))
         last_turn.append(same(_last_turn(rows)))
         useful.append(_useful(rows))
@@ -272,12 +279,17 @@ def summarise_prompts(
         raise ConfigurationError(f"{made} attempts were made and only {planned} planned.")
     outcomes[Outcome.ERROR] += planned - made
 
-    def rate(by_prompt: Sequence[tuple[int, int]], selective: bool = selective) -> Rate:
+    def rate(
+        by_prompt: Sequence[tuple[int, int]],
+        selective: bool = selective,
+        by_turn: float = math.nan,
+    ) -> Rate:
         return Rate.of_prompts(
             by_prompt,
             unscored=planned - sum(trials for _, trials in by_prompt),
             sequential=sequential,
             selective=selective,
+            by_turn=by_turn,
             prompt_ids=prompts,
             unscored_by_prompt=[
                 sum(made) - known for made, (_, known) in zip(counts, by_prompt, strict=True)
@@ -288,7 +300,7 @@ def summarise_prompts(
         outcomes={outcome: outcomes[outcome] for outcome in Outcome},
         planned=planned,
         never_made=planned - made,
-        asr=rate(any_turn),
+        asr=rate(any_turn, by_turn=courses.rate),
         asr_last_turn=rate(last_turn),
         by_prompt=any_turn,
         first_failures=[first[turn] for turn in range(1, max(first, default=0) + 1)],

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 from astra_rl.core.text import Exchange, NoReply, NotAsked, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.base import Count, Record, Text, content_digest
-from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
+from astra_rl.evaluation.records.course import Course, End
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.redaction import REDACTED
@@ -56,6 +57,9 @@ class AttemptRow(NamedTuple):
             attempt that ended without a response (`judged_turns`).
         utility: Of an agent: how far the user's task was done in the end, in [0, 1]; None if it is
             unknown.
+        first_missing_turn: First turn, counted from 1, whose verdict is missing; one more than
+            `turns` if an error ended the conversation after its last verdict; None if none is
+            missing.
     """
 
     id: str
@@ -78,6 +82,20 @@ class AttemptRow(NamedTuple):
     category: str = ""
     judged: int | None = None
     utility: float | None = None
+    first_missing_turn: int | None = None
+
+    @property
+    def course(self) -> Course | None:
+        """The part with a verdict in each turn; None if it was not recorded which are missing."""
+        won, missing = self.first_failing_turn, self.first_missing_turn
+        if missing is not None and (won is None or missing <= won):
+            return Course(missing, End.LOST)
+        if self.outcome is Outcome.SUCCESS:
+            won = 1 if won is None and self.turns == 1 else won
+            return None if won is None else Course(won, End.SUCCESS)
+        if self.outcome in KNOWN_OUTCOMES:
+            return Course(max(1, self.turns), End.COMPLETE)
+        return Course(1, End.LOST) if self.turns <= 1 else None
 
     @property
     def judged_turns(self) -> int:
@@ -293,7 +311,16 @@ class Attempt(Record):
             category=self.category,
             judged=sum(turn.score(self.judge) is not None for turn in self.turns),
             utility=self.utility,
+            first_missing_turn=self.first_missing_turn,
         )
+
+    @property
+    def first_missing_turn(self) -> int | None:
+        """First turn, counted from 1, without a verdict that it needs; see `AttemptRow`."""
+        for at, turn in enumerate(self.turns, 1):
+            if turn.score(self.judge) is None and not (turn.blocked or turn.without_attack):
+                return at
+        return len(self.turns) + 1 if self.outcome not in KNOWN_OUTCOMES else None
 
     @property
     def utility(self) -> float | None:

@@ -89,12 +89,15 @@ class Corrected:
             and whose responses are withheld as often, with its 95% interval.
         precision: Share of the reported successes that are real, at the rate of this run, with an
             interval that covers at least 95%; NaN if none was reported.
+        may_guess: Whether the labels do not tell the judge from one that guesses; then the interval
+            has every rate.
     """
 
     estimate: float
     interval: Interval
     false_positives: tuple[float, Interval]
     precision: tuple[float, Interval]
+    may_guess: bool = False
 
     @property
     def text(self) -> str:
@@ -107,8 +110,14 @@ class Corrected:
             if math.isfinite(real)
             else ""
         )
+        guesses = (
+            " (the labels do not tell this judge from one that guesses: label more)"
+            if self.may_guess
+            else ""
+        )
         return (
-            f"corrected for the judge's errors: {estimated(self.estimate, self.interval)}; "
+            f"corrected for the judge's errors: {estimated(self.estimate, self.interval)}"
+            f"{guesses}; "
             f"a target that never fails would get {format_percent(found)} "
             f"({between(found_interval)}){precision}"
         )
@@ -121,6 +130,7 @@ class Corrected:
             **self.interval._asdict(),
             "false_positives": _as_dict(*self.false_positives),
             "precision": _as_dict(*self.precision),
+            "may_guess": self.may_guess,
         }
 
 
@@ -211,9 +221,22 @@ class _ErrorRates:
         false, true = self.false_positive.value, self.sensitivity.value
         return min(self.judged, max(0.0, (q - self.judged * false) / (true - false)))
 
+    @property
+    def may_guess(self) -> bool:
+        """Whether S - F may be below `LEAST_YOUDEN`, given the uncertainty of the labels."""
+        s, f = self.sensitivity, self.false_positive
+        return s.value - f.value - math.hypot(s.value - s.low, f.high - f.value) < LEAST_YOUDEN
+
     def compatible(self, q: _Ends) -> NDArray[np.bool_]:
-        """Return at which rates of the grid ``q - rate S - (judged - rate) F`` may be zero."""
+        """Return at which rates of the grid ``q - rate S - (judged - rate) F`` may be zero.
+
+        At all, if the judge `may_guess`: one that seems to know something by chance only would
+        exclude the truth too often.
+        """
         s, f, rates = self.sensitivity, self.false_positive, _GRID
+        if self.may_guess:
+            possible: NDArray[np.bool_] = rates <= self.judged
+            return possible
         others = np.maximum(0.0, self.judged - rates)
         centre = q.value - rates * s.value - others * f.value
         below = (
@@ -233,7 +256,7 @@ class _ErrorRates:
 def correct_rate(
     rate: Rate,
     counts: Confusion,
-    turns: Mapping[int, float] | JudgedTurns | None = None,
+    turns: JudgedTurns | None = None,
     *,
     by_group: Sequence[Confusion] = (),
     confidence: float = 0.95,
@@ -249,8 +272,8 @@ def correct_rate(
     Args:
         rate: The success rate of the conversations, by this judge.
         counts: Confusion matrix of the judge at the threshold of the rate, on labelled texts.
-        turns: Number of conversations by their planned number of turns with a verdict, which may be
-            0; None: each has one.
+        turns: Number of conversations by their number of turns with a verdict, which may be 0, and
+            whether their first success ended them; None: each has one turn.
         by_group: Confusion matrix of each group of labels whose errors may be alike, such as those
             of one prompt; `counts` is their sum. Empty: labels are independent.
         confidence: Of the intervals, in (0, 1).
@@ -264,7 +287,7 @@ def correct_rate(
             f"sensitivity + specificity is {1 + youden:.2f}, and a judge that guesses has 1; use "
             "another judge or threshold"
         )
-    planned = turns.planned() if isinstance(turns, JudgedTurns) else turns or {1: 1}
+    planned = {1: 1.0} if turns is None else turns.planned()
     if planned is None:
         return NotCorrected(
             "conversations that end at their first success are longer than all others, so it is "
@@ -284,6 +307,8 @@ def correct_rate(
             f"{format_percent(false.value)}, nearly as much as one that fails; use a judge with a "
             "higher specificity"
         )
+    if math.isnan(rate.estimate):
+        return NotCorrected("the rate has no estimate, because of missing scores of turns")
     q = _Ends(rate.estimate, *rate.covering(confidence))
     inside = _GRID[errors.compatible(q) | same.compatible(q)]
     if not len(inside):
@@ -294,6 +319,8 @@ def correct_rate(
             "the judge errs differently on these texts. Label a sample of them (astra-rl label)"
         )
     estimate, step = errors.correct(q.value), float(_GRID[1])
+    may_guess = errors.may_guess or same.may_guess
+    precision = _precision(q.value, false.value, sensitivity.value, judged)
     return Corrected(
         estimate,
         Interval(
@@ -305,12 +332,15 @@ def correct_rate(
             Interval(judged * same.false_positive.low, judged * false.high),
         ),
         (
-            _precision(q.value, false.value, sensitivity.value, judged),
-            Interval(
+            precision,
+            Interval(0.0, 1.0)
+            if may_guess and math.isfinite(precision)
+            else Interval(
                 _precision(q.low, false.high, sensitivity.high, judged),
                 _precision(q.high, same.false_positive.low, same.sensitivity.low, judged),
             ),
         ),
+        may_guess,
     )
 
 

@@ -19,6 +19,7 @@ from astra_rl.evaluation.stats.intervals import (
     hull,
     wilson_interval,
 )
+from astra_rl.evaluation.stats.sequential import confidence_sequence, log_e_value
 
 
 class PairCounts(NamedTuple):
@@ -122,7 +123,9 @@ class PairedComparison:
         counts: Pairs of trials by outcome, of the trials that both sides made.
         difference: Rate of A minus rate of B, in [-1, 1], on the prompts where both have a known
             outcome; NaN without any. If the sides have different numbers of trials at a prompt, it
-            is the mean over prompts of the difference of the rates at the prompt.
+            is the mean over prompts of the difference of the rates at the prompt. With unknown
+            outcomes of conversations of several turns it is that of the estimates by turn
+            (`Courses.rate`), or NaN if one does not exist.
         interval: 95% interval of the difference, unless another confidence was asked for. It also
             covers all values of the unknown outcomes.
         p_value: Two-sided p-value of the hypothesis that A and B have equal rates, the largest over
@@ -134,6 +137,8 @@ class PairedComparison:
         bounds: Difference if the unknown outcomes were the worst for A or the worst for B; None:
             there is no unknown outcome.
         unscored_share: Larger share of unknown outcomes of both sides, on the shared prompts.
+        sequential: Whether interval and p-value hold at every time at which an evaluation may have
+            stopped early.
     """
 
     counts: PairCounts
@@ -145,6 +150,7 @@ class PairedComparison:
     unpaired: int = 0
     bounds: Interval | None = None
     unscored_share: float = 0.0
+    sequential: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""
@@ -161,6 +167,7 @@ class PairedComparison:
             "unscored": self.unscored,
             "unscored_share": self.unscored_share,
             "unpaired": self.unpaired,
+            "sequential": self.sequential,
         }
 
 
@@ -197,7 +204,12 @@ def compare_trials(
 
 
 def compare_tables(
-    tables: Mapping[PromptTable, int], *, unpaired: int = 0, confidence: float = 0.95
+    tables: Mapping[PromptTable, int],
+    *,
+    unpaired: int = 0,
+    confidence: float = 0.95,
+    by_turn: float | None = None,
+    sequential: bool = False,
 ) -> PairedComparison:
     """Compare two success rates as `compare_trials` does, from the tables of prompts.
 
@@ -205,9 +217,17 @@ def compare_tables(
         tables: Number of prompts with each table, of the prompts that both sides played.
         unpaired: See `PairedComparison`.
         confidence: Of the intervals, in (0, 1).
+        by_turn: Difference by the turns with a verdict; None: known outcomes are like unknown ones.
+            It is shown within the values that the unknown outcomes allow.
+        sequential: Whether a side stopped early because of its outcomes, so that the prompts depend
+            on them. Then the differences at prompts are observations of a confidence sequence in
+            the order of that side, and the p-value is ``1 / e`` of the wealth against no
+            difference (Ville), both valid at every time. If both stopped, the order must be the
+            same.
     """
+    compare_known = _compare_at_any_time if sequential else _compare_known
     found = replace(
-        _compare_known(tables, confidence),
+        compare_known(tables, confidence),
         unscored=sum(count * table.unscored for table, count in tables.items()),
         unpaired=unpaired,
     )
@@ -218,9 +238,13 @@ def compare_tables(
     if not any(missing):
         return found
     lowest, highest = (
-        _compare_known(_with_imputed(tables, a=not won, b=won), confidence) for won in (True, False)
+        compare_known(_with_imputed(tables, a=not won, b=won), confidence) for won in (True, False)
     )
     interval = hull(lowest.interval, highest.interval)
+    if by_turn is not None:
+        low, high = lowest.difference, highest.difference
+        within = min(high, max(low, by_turn)) if math.isfinite(by_turn) else math.nan
+        found = replace(found, difference=within)
     undecided = not found.prompts or lowest.difference <= 0 <= highest.difference
     return replace(
         found,
@@ -279,6 +303,27 @@ def _compare_known(tables: Mapping[PromptTable, int], confidence: float) -> Pair
         interval=interval,
         p_value=max(permutation_test(rates), sign_flip_test(_rate_leads(rates))),
         prompts=prompts,
+    )
+
+
+def _compare_at_any_time(tables: Mapping[PromptTable, int], confidence: float) -> PairedComparison:
+    known = {t: n for t, n in tables.items() if any(t.a[:2]) and any(t.b[:2])}
+    counts = PairCounts(*(sum(n * t.known[at] for t, n in known.items()) for at in range(4)))
+    leads: Counter[float] = Counter()
+    for table, count in known.items():
+        rate_a, rate_b = (side[0] / sum(side[:2]) for side in (table.a, table.b))
+        leads[rate_a - rate_b] += count
+    if not leads:
+        return PairedComparison(counts, math.nan, Interval(-1.0, 1.0), math.nan, 0, sequential=True)
+    values = [(1 + lead) / 2 for lead, count in leads.items() for _ in range(count)]
+    low, high = confidence_sequence(values, confidence)
+    return PairedComparison(
+        counts,
+        difference=_sum(leads.items()) / leads.total(),
+        interval=Interval(2 * low - 1, 2 * high - 1),
+        p_value=math.exp(-max(0.0, log_e_value(values, 0.5))),
+        prompts=leads.total(),
+        sequential=True,
     )
 
 

@@ -17,6 +17,7 @@ from astra_rl.evaluation.stats.intervals import (
     proportion_interval,
     student_quantile,
 )
+from astra_rl.evaluation.stats.percent import signed_percent
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.seed_spread import added_errors, counts_by_prompt, unknown_reach
 
@@ -39,9 +40,12 @@ class SeedPairs:
 
     @property
     def differences(self) -> dict[int, float]:
-        """Rate of the second minus that of the first, by seed; without seeds of unknown rate."""
-        found = {seed: b.estimate - a.estimate for seed, (a, b) in self.rates.items()}
-        return {seed: value for seed, value in found.items() if not math.isnan(value)}
+        """Rate of the second minus that of the first, by seed; without seeds of unknown rate.
+
+        NaN if a rate has known outcomes and no estimate, see `Rate.by_turn`.
+        """
+        known = {s: (a, b) for s, (a, b) in self.rates.items() if a.trials and b.trials}
+        return {seed: b.estimate - a.estimate for seed, (a, b) in known.items()}
 
     @property
     def mean(self) -> float:
@@ -59,18 +63,20 @@ class SeedPairs:
         It contains the interval of the conversations of these trainings, and has all values of
         unknown outcomes of `selective` rates. It is never a point.
         """
-        values = list(self.differences.values())
+        known = [self.rates[seed] for seed in self.differences]
+        values = [b.known_share - a.known_share for a, b in known]
         if len(values) < 3:
             return None
+        mean = math.fsum(values) / len(values)
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
         half = student_quantile(0.95, len(values) - 1) * error
-        between = Interval(max(-1.0, self.mean - half), min(1.0, self.mean + half))
+        between = Interval(max(-1.0, mean - half), min(1.0, mean + half))
         resampled = bootstrap_interval([(value, 1.0) for value in values], (-1.0, 1.0))
         found = hull(between, resampled)
         leads = self._leads()
         if len(leads) > 1:
             of_prompts = bootstrap_interval([(lead, 1.0) for lead in leads], (-1.0, 1.0))
-            found = added_errors(found, of_prompts, self.mean, Interval(-1.0, 1.0))
+            found = added_errors(found, of_prompts, mean, Interval(-1.0, 1.0))
         found, reach = hull(found, self._within()), self._reach()
         return Interval(max(-1.0, found.low + reach.low), min(1.0, found.high + reach.high))
 
@@ -90,15 +96,17 @@ class SeedPairs:
         """Return the interval of two independent proportions (Newcombe 1998, 873, method 10)."""
         known = [self.rates[seed] for seed in self.differences]
         sides = []
+        means = []
         for side in (0, 1):
-            mean = math.fsum(pair[side].estimate for pair in known) / len(known)
+            mean = math.fsum(pair[side].known_share for pair in known) / len(known)
             trials = sum(pair[side].trials for pair in known)
             low, high = proportion_interval(mean * trials, trials)
             sides.append((mean - low, high - mean))
+            means.append(mean)
         (below_a, above_a), (below_b, above_b) = sides
         return Interval(
-            max(-1.0, self.mean - math.hypot(below_b, above_a)),
-            min(1.0, self.mean + math.hypot(above_b, below_a)),
+            max(-1.0, means[1] - means[0] - math.hypot(below_b, above_a)),
+            min(1.0, means[1] - means[0] + math.hypot(above_b, below_a)),
         )
 
     @property
@@ -127,7 +135,7 @@ class SeedPairs:
         count = len(self.differences)
         if not count:
             return "no seed in common with a known rate"
-        found = f"{count} seeds in common: difference {self.mean:+.1%}"
+        found = f"{count} seeds in common: difference {signed_percent(self.mean)}"
         if self.interval is None:
             return f"{found}; fewer than three seeds give no interval"
         low, high = self.interval

@@ -19,6 +19,11 @@ def format_percent(value: float) -> str:
     return f"{value:.0%}"
 
 
+def signed_percent(value: float) -> str:
+    """Format a difference of shares with its sign and one decimal; a dash if missing."""
+    return f"{value:+.1%}" if math.isfinite(value) else "\N{EM DASH}"
+
+
 def estimated(estimate: float, interval: Interval, *details: str) -> str:
     """Return a share with its 95% interval, for instance ``12% (95% interval 6% to 24%)``.
 

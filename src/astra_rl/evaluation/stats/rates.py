@@ -46,6 +46,8 @@ class Rate:
             must hold at every time (`confidence_sequence`).
         selective: Whether unknown outcomes are not like the known ones, so that `interval` is
             `covering`. This is so in conversations of several turns, see `hides_failures`.
+        by_turn: Estimate of a selective rate with unknown outcomes, from the turns with a verdict
+            (`Courses.rate`); NaN: there is none.
         prompt_ids: Identifies each of `by_prompt`, to match those of other rates; empty if that is
             not known.
         unscored_by_prompt: Unscored trials of each of `by_prompt`, then of prompts without a known
@@ -62,6 +64,7 @@ class Rate:
     by_prompt: tuple[tuple[int, int], ...] = ()
     sequential: bool = False
     selective: bool = False
+    by_turn: float = math.nan
     prompt_ids: Sequence[Hashable] = field(default=(), compare=False, repr=False)
     unscored_by_prompt: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
@@ -86,6 +89,7 @@ class Rate:
         *,
         sequential: bool = False,
         selective: bool = False,
+        by_turn: float = math.nan,
         prompt_ids: Sequence[Hashable] = (),
         unscored_by_prompt: Sequence[int] = (),
     ) -> Rate:
@@ -104,10 +108,27 @@ class Rate:
             unknown = tuple(number for each, number in hidden if each[1])
             unknown += tuple(number for each, number in hidden if number and not each[1])
         successes, trials = (sum(map(itemgetter(at), known)) for at in (0, 1))
-        return cls(successes, trials, unscored, known, sequential, selective, ids, unknown)
+        return cls(successes, trials, unscored, known, sequential, selective, by_turn, ids, unknown)
 
     @property
     def estimate(self) -> float:
+        """Share of successes among the known outcomes; NaN without any.
+
+        Of a selective rate with unknown outcomes that share is too high, so it is `by_turn`, within
+        the `bounds`.
+        """
+        if self.is_by_turn:
+            low, high = self.bounds
+            return min(high, max(low, self.by_turn)) if math.isfinite(self.by_turn) else math.nan
+        return self.known_share
+
+    @property
+    def is_by_turn(self) -> bool:
+        """Whether the estimate is from turns, because known outcomes are not like unknown ones."""
+        return self.selective and self.unscored > 0
+
+    @property
+    def known_share(self) -> float:
         """Share of successes among the known outcomes; NaN without any."""
         return self.successes / self.trials if self.trials else math.nan
 
@@ -195,24 +216,41 @@ class Rate:
     @property
     def text(self) -> str:
         """The rate as a phrase, for instance ``67% (2 of 3), 95% interval 9% to 99%``."""
-        counts = f"{self.successes} of {self.trials}"
         hidden = f", {self.unscored} not known" if self.unscored else ""
         return (
-            f"{format_percent(self.estimate)} ({counts}), 95% interval {between(self.interval)}"
-            f"{hidden}"
+            f"{format_percent(self.estimate)} ({self.counts_text}), "
+            f"95% interval {between(self.interval)}{hidden}"
         )
 
     @property
+    def counts_text(self) -> str:
+        """The counts, for instance ``40 of 280``; says so if the estimate is not their ratio."""
+        counts = f"{self.successes} of {self.trials}"
+        return f"{counts} known, rate by turn" if self.is_by_turn else counts
+
+    @property
     def bounds_text(self) -> str:
-        """The bounds as a sentence."""
+        """The bounds, and how the rate is estimated if not from the counts, as a sentence."""
         if self.unscored == 1:
-            return (
+            text = (
                 f"1 outcome is not known: the rate is {between(self.bounds)} if it was a failure "
                 "of the attack, or a success"
             )
+        else:
+            text = (
+                f"{self.unscored} outcomes are not known: the rate is {between(self.bounds)} if "
+                "all of them were failures of the attack, or successes"
+            )
+        return f"{text}; {self.estimator_text}" if self.is_by_turn else text
+
+    @property
+    def estimator_text(self) -> str:
+        """How a rate by turn is estimated, or that it is not."""
+        if math.isnan(self.estimate):
+            return "it has no estimate, because of missing scores of turns"
         return (
-            f"{self.unscored} outcomes are not known: the rate is {between(self.bounds)} if all of "
-            "them were failures of the attack, or successes"
+            "it is estimated from the turns with a score (product limit), which assumes that "
+            "scores are missing whatever the target answered"
         )
 
     def as_dict(self) -> dict[str, float | str]:
@@ -223,6 +261,7 @@ class Rate:
             "unscored": self.unscored,
             "prompts": len(self.by_prompt) or self.trials,
             "estimate": self.estimate,
+            "estimator": "product limit over turns" if self.is_by_turn else "share of known",
             "low": self.interval.low,
             "high": self.interval.high,
             "interval": self.method,
@@ -236,6 +275,6 @@ def describe_rate(rate: Rate) -> str:
     if not rate.trials:
         return "not measured"
     return (
-        f"{format_percent(rate.estimate)} ({rate.successes} of {rate.trials}, "
+        f"{format_percent(rate.estimate)} ({rate.counts_text}, "
         f"95% interval {between(rate.interval)}, {rate.method_text})"
     )

@@ -79,12 +79,12 @@ def added_errors(a: Interval, b: Interval, centre: float, limits: Interval) -> I
 
 
 def unknown_reach(rates: Sequence[Rate]) -> Interval:
-    """Return how far unknown outcomes of `selective` rates can move the mean, down and up.
+    """Return how far unknown outcomes of `selective` rates can move the mean of the known.
 
     (0, 0) without any.
     """
     shares = [
-        (each.unscored / (each.trials + each.unscored), each.estimate)
+        (each.unscored / (each.trials + each.unscored), each.known_share)
         for each in rates
         if each.selective and each.unscored
     ]
@@ -121,7 +121,10 @@ class SeedSpread:
     def range(self) -> Interval | None:
         """Lowest and highest rate; None with fewer than two seeds."""
         values = list(self.estimates.values())
-        return Interval(min(values), max(values)) if len(values) > 1 else None
+        if len(values) < 2:
+            return None
+        unknown = any(map(math.isnan, values))
+        return Interval(math.nan, math.nan) if unknown else Interval(min(values), max(values))
 
     @property
     def interval(self) -> Interval | None:
@@ -140,7 +143,7 @@ class SeedSpread:
         point.
         """
         known = [rate for rate in self.rates.values() if rate.trials]
-        values = [rate.estimate for rate in known]
+        values = [rate.known_share for rate in known]  # what is unknown is added at the end
         between = mean_interval(values, (0.0, 1.0))
         if between is None:
             return None

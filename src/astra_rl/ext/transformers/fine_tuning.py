@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from astra_rl.core.seeding import generator_states, restore_generators
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError, require
+from astra_rl.infra.hub import without_telemetry
 from astra_rl.models.adapters import is_adapted, quiet_peft
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.settings import FineTuning as FineTuning
@@ -206,18 +207,15 @@ def _trainer(
 @contextlib.contextmanager
 def _quiet_trl() -> Iterator[None]:
     """Context in which TRL sends no telemetry and prints no progress."""
-    import huggingface_hub.constants as hub
     from datasets.utils import logging as datasets_logging
 
-    telemetry, hub.HF_HUB_DISABLE_TELEMETRY = hub.HF_HUB_DISABLE_TELEMETRY, True
     shown = datasets_logging.is_progress_bar_enabled()
     datasets_logging.disable_progress_bar()
     try:
-        with quiet_peft():
+        with quiet_peft(), without_telemetry():
             # TRL passes the old name of an argument to transformers.
             warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
             yield
     finally:
-        hub.HF_HUB_DISABLE_TELEMETRY = telemetry
         if shown:
             datasets_logging.enable_progress_bar()

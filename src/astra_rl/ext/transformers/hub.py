@@ -13,6 +13,7 @@ from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError, ModelError, first_line
 from astra_rl.evaluation.show.escaping import markdown_text
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
+from astra_rl.infra.hub import without_telemetry
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.redaction import redact_message
 
@@ -165,8 +166,9 @@ def push_attacker(
         ),
     )
     try:
-        repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.create_commit(repo_id, operations, commit_message="Attacker trained with ASTRA-RL")
+        with without_telemetry():
+            repo = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.create_commit(repo_id, operations, commit_message="Attacker trained with ASTRA-RL")
     except failures as error:
         raise ConfigurationError(
             f"cannot push {folder} to {repo_id}: {redact_message(first_line(error))} The attacker "

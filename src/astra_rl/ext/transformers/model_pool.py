@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.models.adapters import merge_adapter, shares_base, using_adapter
 from astra_rl.models.loading import load_beside, load_model, load_tokenizer
 from astra_rl.models.pieces import Side
-from astra_rl.models.references import model_errors, resolve_reference
+from astra_rl.models.references import loading_model, resolve_reference
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
 from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.trainable import LoraOptions, make_trainable
@@ -122,7 +122,7 @@ class ModelPool:
         if isinstance(source, ModelPair) or _key(source) in self.loaded:
             return Place(self.load(source))
         folder = resolve_reference(source)
-        with model_errors(f"the language model {str(source)!r}"):
+        with loading_model(f"the language model {str(source)!r}"):
             base = shares_base(folder)
         if base is None:
             return Place(self.load(source))

@@ -283,7 +283,13 @@ class HFASTProblem(ASTProblem):
 
     @contextlib.contextmanager
     def conversing(self) -> Iterator[None]:
-        """Context with prefix caches for attacker and target: a turn computes only new tokens."""
+        """Context with prefix caches for attacker and target: a turn computes only new tokens.
+
+        Inside another one it is the same context: the caches stay.
+        """
+        if self._prefix_caches:
+            yield
+            return
         self._prefix_caches = {"attacker": ConversationCache(), "target": ConversationCache()}
         try:
             yield

@@ -21,7 +21,8 @@ def write_harmbench(attempts: Iterable[Attempt] | AttemptSource, path: str | Pat
     id of a prompt, which is HarmBench's own ``BehaviorID`` where the prompts were loaded from its
     file. There is one completion per attempt: its first successful turn, or its last one. ``label``
     is 1 if the target failed and 0 if it did not; a completion without a known outcome has none, as
-    before HarmBench's own classifier. Attempts in which nothing was asked are left out.
+    before HarmBench's own classifier. Attempts in which nothing was asked are left out, and a
+    behavior without any other: HarmBench takes the mean of each, which an empty one has not.
 
     Args:
         attempts: Attempts.
@@ -32,7 +33,8 @@ def write_harmbench(attempts: Iterable[Attempt] | AttemptSource, path: str | Pat
         groups = groupby(source_of(attempts).attempts(order="prompt"), key=attrgetter("prompt_id"))
         separator = "{\n"
         for behavior, group in groups:
-            completions = list(_completions(group))
+            if not (completions := list(_completions(group))):
+                continue
             file.write(f"{separator}{json_line(behavior)}: {json_line(completions)}")
             separator = ",\n"
             count += len(completions)

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair, PairTally
-from astra_rl.evaluation.measures.comparisons import TrialTable, success_of
+from astra_rl.evaluation.measures.comparisons import PromptSide, TrialTable
 from astra_rl.evaluation.measures.likely_failures import FailureRanker, Ranking
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.measures.thresholds import AtThreshold, ScoreTable
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.show.escaping import shorten
+from astra_rl.evaluation.stats.product_limit import Courses
 from astra_rl.evaluation.stats.rates import Rate
 
 MOST_RANKED = 50
@@ -66,6 +67,7 @@ class Numbers:
         self._ranker = FailureRanker(most=MOST_RANKED)
         self._problems: dict[tuple[Outcome, str], Problem] = {}
         self._categories: dict[str, dict[str, list[int]]] = {}
+        self._courses: dict[str, Courses] = {}
         self._trials = TrialTable()
         self._is_paired = True
 
@@ -115,9 +117,10 @@ class Numbers:
         self.summary = summarise_prompts(groups(), planned=planned, sequential=sequential)
 
     def _add_trials(self, group: Sequence[AttemptRow]) -> None:
-        trials = {row.trial: success_of(row) for row in group}
-        self._trials.add(group[0].prompt_id, trials)
-        self._is_paired &= len(trials) == len(group)
+        side = PromptSide.of(group)
+        self._is_paired &= len(side.trials) == len(group)
+        if self._is_paired:
+            self._trials.add(group[0].prompt_id, side)
 
     @property
     def trials(self) -> TrialTable | None:
@@ -150,6 +153,7 @@ class Numbers:
         counts[0] += attempt.outcome is Outcome.SUCCESS
         counts[1] += attempt.outcome in KNOWN_OUTCOMES
         counts[2] += 1
+        self._courses.setdefault(name, Courses()).add(attempt.row.course)
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -171,6 +175,7 @@ class Numbers:
                 unscored=sum(made - known for _, known, made in prompts.values()),
                 sequential=self.summary.asr.sequential,
                 selective=self.summary.asr.selective,
+                by_turn=self._courses[name].rate,
                 unscored_by_prompt=[made - known for _, known, made in prompts.values()],
             )
             for name, prompts in self._categories.items()

@@ -151,7 +151,9 @@ class Page:
             if a.numbers.trials is None or b.numbers.trials is None:
                 continue
             try:
-                pairs = a.numbers.trials.compare(b.numbers.trials)
+                pairs = a.numbers.trials.compare(
+                    b.numbers.trials, sequential=a.sequential or b.sequential
+                )
             except ConfigurationError:  # no prompt in common
                 continue
             if pairs.prompts:  # otherwise no outcome is known on both sides

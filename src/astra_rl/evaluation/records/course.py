@@ -1,0 +1,30 @@
+"""The part of a conversation that has a verdict of the judge in every turn."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class End(IntEnum):
+    """How the known part of a conversation ends."""
+
+    SUCCESS = 0
+    """With its first success, and no verdict is missing before it."""
+    LOST = 1
+    """With a missing verdict."""
+    COMPLETE = 2
+    """Every turn has a verdict, and none is a success."""
+
+
+class Course(NamedTuple):
+    """The known part of a conversation.
+
+    Attributes:
+        turn: Turn, counted from 1, of the first success or of the first missing verdict; the number
+            of turns of a complete conversation.
+        end: Which of these it is.
+    """
+
+    turn: int
+    end: End

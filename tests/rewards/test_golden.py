@@ -1,7 +1,7 @@
 """Every part of a reward on one conversation made by hand, its value derived on paper.
 
 Two attacks were tried beside each other. Nats of words under the target: red 1, tree 3, sky 2, all
-others 1; the attacker finds them half as unlikely, the baseline twice, and in a slot three times. The
+others 1; the attacker finds them half as unlikely, the baseline twice, in a slot three times. The
 embedder counts red, tree and sky, so the attacks have a cosine of 1/2, and "red tree" is what they
 are about.
 """

@@ -194,11 +194,7 @@ def bars(
             recall = at_end["recall"].mean / today["recall"].mean
             kinds = own["effective_modes"].mean / after["effective_modes"].mean
             rows += [
-                Row(
-                    f"{name}: recall / grpo, {of}",
-                    at_end["recall"].mean / today["recall"].mean,
-                    2.0,
-                ),
+                Row(f"{name}: recall / grpo, {of}", recall, 2.0),
                 Row(f"{name}: held-out success", own["success"].mean, 0.8, unit=""),
                 Row(f"{name}: held-out effective modes / grpo", kinds, 3.0),
             ]

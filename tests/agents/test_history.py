@@ -11,6 +11,7 @@ from astra_rl.core.text import Conversation, Utterance
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers import HFASTProblem
+from astra_rl.methods.prompted_attacker import as_attacker_reads
 from astra_rl.methods.tool_environment import ToolEnvironment
 from astra_rl.models.generation import Sampling
 from astra_rl.moderators.hijack import HijackModerator
@@ -41,6 +42,13 @@ def test_at_least_n_and_at_most_2n_minus_1_turns_are_read(turns):
     else:
         assert read is given
     assert compacted(conversation(turns, 0)).turns == given.turns
+
+
+def test_an_attacker_behind_an_endpoint_reads_the_same():
+    read = as_attacker_reads(conversation(12, 5))
+    assert "(5 earlier turns are left out." in read.prompt
+    assert "attack 5" in read
+    assert "answer 4" not in read
 
 
 @pytest.mark.slow

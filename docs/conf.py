@@ -15,7 +15,7 @@ myst_heading_anchors = 4
 default_role = "py:obj"  # names in docstrings stand in single backticks
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
 # Packages of other tools, which bridges import and the environment of the site does not have.
-autodoc_mock_imports = ["inspect_ai", "opentelemetry", "pyrit", "wrapt"]
+autodoc_mock_imports = ["inspect_ai", "inspect_petri", "openenv", "opentelemetry", "pyrit", "wrapt"]
 autodoc_typehints = "none"  # they are in the signatures
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

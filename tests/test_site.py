@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -74,3 +75,22 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     page = (tmp_path / "reference" / "algorithms.html").read_text("utf-8")
     assert "astra_rl.algorithms.grpo.GRPO" in page
     assert "In CI" in (tmp_path / "test.html").read_text("utf-8")
+
+
+def test_what_bridges_import_is_installed_or_stood_in_for() -> None:
+    """Otherwise the reference could not be built where the other tools are not installed."""
+    settings = ast.parse((ROOT / "docs" / "conf.py").read_text("utf-8"))
+    (stood_in_for,) = (
+        ast.literal_eval(node.value)
+        for node in settings.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "autodoc_mock_imports"
+    )
+    for file in (ROOT / "src" / "astra_rl" / "bridges").glob("*.py"):
+        tree = ast.parse(file.read_text("utf-8"))
+        blocks = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.Try))]
+        for node in (each for block in blocks for each in block):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                package = name.partition(".")[0]
+                assert package in stood_in_for or importlib.util.find_spec(package), file

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from tests.bridges.making import ATTEMPTS, attempt, opening, turn
+from tests.evaluation.show.agent_attempts import ATTACK, LEAK, LIST, READ, played
 from tests.hostile import HOSTILE
 
 from astra_rl.actions.export import export_run
@@ -251,3 +252,26 @@ def test_a_model_of_inspect_is_a_target():
         replies = target.respond([context, context])
         assert list(replies) == ["Default output from mockllm/model"] * 2
     assert target.name == "mockllm/model"
+
+
+def test_the_log_of_an_agent_has_its_calls_results_and_what_the_attacker_wrote(tmp_path):
+    from inspect_ai.log import read_eval_log
+
+    write_inspect_log([played([LIST], [READ, LEAK])], tmp_path / "a.eval")
+    (sample,) = read_eval_log(str(tmp_path / "a.eval")).samples
+    messages = sample.messages
+    assert [each.role for each in messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "tool",
+        "tool",
+        "assistant",
+    ]
+    assert [call.function for call in messages[3].tool_calls] == ["read_mail", "send_mail"]
+    assert messages[3].tool_calls[1].arguments == LEAK.arguments
+    assert messages[3].metadata["goal_reached"]
+    assert messages[2].tool_call_id == messages[1].tool_calls[0].id
+    assert messages[2].metadata["written_by_attacker"] == [ATTACK]
+    assert sample.scores["hijack"].value == 1

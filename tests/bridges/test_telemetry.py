@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from tests.evaluation.show.agent_attempts import LIST, YES, played
 
+from astra_rl.agents import Assignment
+from astra_rl.agents import answer as answer_agent
 from astra_rl.core.moderator import Score
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.tool_calls import ToolCall
 from astra_rl.ext.transformers import HFASTProblem
 from astra_rl.infra.redaction import keep_secret
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
@@ -147,3 +151,48 @@ def test_nothing_is_traced_afterwards(spans):
     AstraInstrumentor().uninstrument()
     ask("hello")
     assert spans() == ()
+
+
+@traced
+def test_every_call_of_a_tool_by_an_agent_is_a_span(spans, monkeypatch):
+    played([LIST, ToolCall("fly\x1b[31m")], [YES])
+    found = [span for span in spans() if span.name.startswith("execute_tool")]
+    assert [span.name for span in found] == [
+        "execute_tool list_mails",
+        "execute_tool unknown",
+        "execute_tool send_mail",
+    ]
+    assert dict(found[2].attributes) == {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "send_mail",
+        "gen_ai.tool.type": "function",
+        "gen_ai.tool.call.id": "call00002",
+        "astra_rl.world": "Mailbox",
+    }
+    assert [span.status.status_code.name for span in found] == ["UNSET", "ERROR", "UNSET"]
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
+    played([YES])
+    last = spans()[-1]
+    assert json.loads(last.attributes["gen_ai.tool.call.arguments"]) == YES.arguments
+    assert last.attributes["gen_ai.tool.call.result"] == "sent to ann@pottery.example"
+
+
+@traced
+def test_calls_and_results_are_parts_of_messages_by_the_conventions(spans, monkeypatch):
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
+    target = CallableTarget(lambda messages, tools: "Done.", name="app")
+    said = Utterance("", calls=[LIST])
+    opening = Assignment("mailbox", "answer_ann", "door_code", "mail").opening()
+    first = iter([[said]])
+    answer_agent([opening + "x"], lambda contexts: next(first, None) or target.respond(contexts))
+    last = [span for span in spans() if span.name == "chat app"][-1]
+    read = json.loads(last.attributes["gen_ai.input.messages"])
+    assert read[2]["parts"][-1] == {
+        "type": "tool_call",
+        "id": "call00000",
+        "name": "list_mails",
+        "arguments": {},
+    }
+    assert read[3]["role"] == "tool"
+    assert read[3]["parts"][0]["type"] == "tool_call_response"
+    assert read[3]["parts"][0]["id"] == "call00000"

@@ -55,25 +55,31 @@ def is_back(attack: str) -> bool:
     return attack.strip().casefold() == BACK
 
 
-def kept_turns(responses: Sequence[str]) -> list[Trace]:
+def kept_turns(traces: Sequence[Trace]) -> list[Trace]:
     """Return what the agent did in the turns that were not taken back.
 
     Args:
-        responses: The agent's responses so far.
+        traces: What it did in each turn so far.
+    """
+    kept: list[Trace] = []
+    for trace in traces:
+        if trace.ended == TAKEN_BACK:
+            del kept[-1:]
+        elif trace.ended != NOT_TAKEN_BACK:
+            kept.append(trace)
+    return kept
+
+
+def known_traces(responses: Sequence[str]) -> list[Trace]:
+    """Return what an agent did in each of its responses.
 
     Raises:
         ConfigurationError: One is of no agent, or its state is not known.
     """
-    kept: list[Trace] = []
-    for response in responses:
-        trace = trace_of(response)
-        if trace is None or trace.state is None:
-            raise ConfigurationError(
-                "a conversation with an agent cannot go on from a response whose state is not "
-                "known; replay it from its opening."
-            )
-        if trace.ended == TAKEN_BACK:
-            kept.pop()
-        elif trace.ended != NOT_TAKEN_BACK:
-            kept.append(trace)
-    return kept
+    traces = [trace for trace in map(trace_of, responses) if trace and trace.state is not None]
+    if len(traces) < len(responses):
+        raise ConfigurationError(
+            "a conversation with an agent cannot go on from a response whose state is not known; "
+            "replay it from its opening."
+        )
+    return traces

@@ -15,10 +15,16 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from astra_rl.agents.assignment import Assignment
-from astra_rl.agents.history import NOT_TAKEN_BACK, TAKEN_BACK, is_back, kept_turns
+from astra_rl.agents.history import (
+    NOT_TAKEN_BACK,
+    TAKEN_BACK,
+    is_back,
+    kept_turns,
+    known_traces,
+)
 from astra_rl.agents.registry import load_world
 from astra_rl.agents.tools import ToolError
-from astra_rl.agents.world import State, WorldFailure
+from astra_rl.agents.world import State, World, WorldFailure
 from astra_rl.core.contracts import check_length
 from astra_rl.core.messages import AgentReply, Dialogue, Message, Tool, Trace
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
@@ -96,6 +102,37 @@ class Placed(NamedTuple):
     tool: str | None = None
 
 
+def placed(world: World, slot: str, request: str, attack: str) -> Placed:
+    """Return the texts of a turn with the attack in its slot, if that is none in the state."""
+    name, _, tool = slot.partition(":")
+    found = Placed(world.system, request, world.described)
+    if name in world.slots:
+        return found
+    if name == "user":
+        return found._replace(request=f"{request}\n{attack}")
+    if name == "system":
+        return found._replace(system=f"{found.system}\n{attack}".strip())
+    if name == "tool_result":
+        return found._replace(tool=tool)
+    chosen = tool or found.tools[0].name
+    return found._replace(
+        tools=tuple(
+            replace(each, description=f"{each.description} {attack}")
+            if each.name == chosen
+            else each
+            for each in found.tools
+        )
+    )
+
+
+def earlier_messages(trace: Trace) -> list[Message]:
+    """Return the messages of a turn as the agent reads them in the next one."""
+    found = list(trace.messages)
+    if trace.ended != "answered":  # templates demand an answer between two messages
+        found.append(Message("assistant", f"(stopped: {trace.ended})"))
+    return found
+
+
 class AgentTurn:
     """One turn of an agent, from the user's message to its answer.
 
@@ -119,7 +156,7 @@ class AgentTurn:
         self.goal = self.world.goal(assignment.goal)
         self.limits = assignment.limits
         self.attack = well_formed(str(context.turns[-1])) if context.turns else ""
-        traces = kept_turns(context.responses)
+        traces = kept_turns(known_traces(context.responses))
         self.calls = self.tokens = self.queries = 0
         self.ended = ""
         self.failed_at: int | None = None
@@ -129,9 +166,7 @@ class AgentTurn:
             return
         self._earlier: list[Message] = []
         for trace in traces:
-            self._earlier += trace.messages
-            if trace.ended != "answered":  # templates demand an answer between two messages
-                self._earlier.append(Message("assistant", f"(stopped: {trace.ended})"))
+            self._earlier += earlier_messages(trace)
         self.state = self._state_after(traces)
         request = AGAIN if traces else self.task.request
         self.placed = self._place(assignment.slot, request)
@@ -192,7 +227,7 @@ class AgentTurn:
             if self._failure is not None:
                 return
             if self.calls < self.limits.calls:
-                self._run(call)
+                self.run_call(call)
             else:
                 self.ended = "limit of calls"
                 self._show(call, f"Error: not run: {self.limits.calls} calls are the limit")
@@ -224,7 +259,8 @@ class AgentTurn:
         )
         return AgentReply(next(said, "" if self.messages else f"({self.ended})"), trace)
 
-    def _run(self, call: ToolCall) -> None:
+    def run_call(self, call: ToolCall) -> str:
+        """Run a call, show its result to the agent, and grade the state; return the result."""
         self.calls += 1
         try:
             if call.error:
@@ -238,11 +274,12 @@ class AgentTurn:
         except WorldFailure as error:
             self._failure = NoReply("the tools of the agent failed", well_formed(str(error)))
             self.ended = "no tools"
-            return
+            return f"Error: {error}"
         except Exception as error:  # whatever a function raises for arguments of a model
             text = f"Error: {type(error).__name__}: {error}"
         self._show(call, text)
         self._grade_call()
+        return text
 
     def _grade_call(self) -> None:
         """Update the score of the turn: the highest grade that a call raised the state to.
@@ -282,8 +319,7 @@ class AgentTurn:
         return text
 
     def _place(self, slot: str, request: str) -> Placed:
-        name, _, tool = slot.partition(":")
-        placed = Placed(self.world.system, request, self.world.described)
+        name = slot.partition(":")[0]
         if name in self.world.slots:
             state = copy.deepcopy(self.state)
             try:
@@ -294,23 +330,7 @@ class AgentTurn:
                 self.ended = "not placed"
             else:
                 self.state = state
-        elif name == "user":
-            placed = placed._replace(request=f"{request}\n{self.attack}")
-        elif name == "system":
-            placed = placed._replace(system=f"{placed.system}\n{self.attack}".strip())
-        elif name == "tool_result":
-            placed = placed._replace(tool=tool)
-        else:
-            chosen = tool or placed.tools[0].name
-            placed = placed._replace(
-                tools=tuple(
-                    replace(each, description=f"{each.description} {self.attack}")
-                    if each.name == chosen
-                    else each
-                    for each in placed.tools
-                )
-            )
-        return placed
+        return placed(self.world, slot, request, self.attack)
 
     def _graded(self, grade: Callable[[State], float]) -> float | None:
         """Return a grade of the state in [0, 1]; None if it cannot be computed."""

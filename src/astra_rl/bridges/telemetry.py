@@ -11,6 +11,7 @@ imported, unless one of the two is done.
 | --- | --- | --- |
 | ``chat MODEL``, client | each request to an endpoint or function, retries included | |
 | ``chat MODEL``, internal | each batch of a local target | ``astra_rl.conversations`` |
+| ``execute_tool TOOL``, internal | each call of a tool by an agent | ``astra_rl.world`` |
 | ``evaluate MODERATOR``, internal | each batch of a moderator | ``astra_rl.texts``, ``.missing`` |
 
 Conventions: https://opentelemetry.io/docs/specs/semconv/gen-ai/. The texts of requests and replies
@@ -171,16 +172,51 @@ class _LocalReplies:
             return replies
 
 
+class _ToolCalls:
+    """Wraps `AgentTurn.run_call`: a span per call of a tool by an agent."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def __call__(self, wrapped: Any, turn: Any, given: Any, options: Any) -> Any:
+        (call,) = given
+        # A name that is none of the tools is text of a model, and could be anything.
+        name = call.name if call.name in turn.world.tool_names else "unknown"
+        with self._tracer.start_as_current_span(
+            f"execute_tool {name}",
+            attributes={
+                "gen_ai.operation.name": "execute_tool",
+                "gen_ai.tool.name": name,
+                "gen_ai.tool.type": "function",
+                "gen_ai.tool.call.id": call.id,
+                "astra_rl.world": type(turn.world).__name__,
+            },
+        ) as span:
+            result: str = wrapped(*given, **options)
+            if _records_content():
+                span.set_attributes(
+                    {
+                        "gen_ai.tool.call.arguments": redact(json.dumps(dict(call.arguments))),
+                        "gen_ai.tool.call.result": redact(result),
+                    }
+                )
+            if result.startswith("Error: "):
+                span.set_attribute("error.type", "tool_error")
+                span.set_status(Status(StatusCode.ERROR))
+            return result
+
+
 _WRAPPED: Sequence[tuple[str, str, str, Callable[[Tracer], Callable[..., Any]]]] = (
     ("astra_rl.targets.caller", "Caller", "call", _Calls),
     ("astra_rl.moderators.fault_tolerant", "FaultTolerantModerator", "moderate", _Moderations),
+    ("astra_rl.agents.loop", "AgentTurn", "run_call", _ToolCalls),
     ("astra_rl.ext.transformers.target_adapters", "LocalTarget", "respond", _LocalReplies),
 )
 """Module, class and method of what is traced, and what wraps it."""
 
 
 def _request(
-    operation: str, provider: str, name: str, messages: Sequence[Mapping[str, str]] | None
+    operation: str, provider: str, name: str, messages: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
     attributes = {
         "gen_ai.operation.name": operation,
@@ -188,14 +224,39 @@ def _request(
         "gen_ai.request.model": name,
     }
     if messages is not None and _records_content():
-        attributes["gen_ai.input.messages"] = json.dumps(
-            [_message(each["role"], each["content"]) for each in messages]
-        )
+        attributes["gen_ai.input.messages"] = json.dumps([_chat_message(each) for each in messages])
     return attributes
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "parts": [{"type": "text", "content": redact(text)}]}
+
+
+def _chat_message(chat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message of a chat API, with its calls or as the result of one."""
+    if chat["role"] == "tool":
+        part = {
+            "type": "tool_call_response",
+            "id": chat["tool_call_id"],
+            "response": redact(chat["content"]),
+        }
+        return {"role": "tool", "parts": [part]}
+    message = _message(chat["role"], chat["content"])
+    message["parts"] += [
+        _call_part(call["id"], call["function"]["name"], call["function"]["arguments"])
+        for call in chat.get("tool_calls", ())
+    ]
+    return message
+
+
+def _call_part(id: str, name: str, arguments: str) -> dict[str, Any]:
+    """Return a call as a part of a message; `arguments` is JSON."""
+    return {
+        "type": "tool_call",
+        "id": redact(id),
+        "name": redact(name),
+        "arguments": json.loads(redact(arguments)),
+    }
 
 
 def _answered(span: Span, answer: Any) -> None:
@@ -207,6 +268,10 @@ def _answered(span: Span, answer: Any) -> None:
         span.set_attribute("gen_ai.usage.output_tokens", answer.usage.output)
     if isinstance(answer.value, str) and _records_content():
         said = {**_message("assistant", str(answer.value)), "finish_reason": reason or "unknown"}
+        said["parts"] += [
+            _call_part(call.id, call.name, json.dumps(dict(call.arguments)))
+            for call in getattr(answer.value, "calls", None) or ()
+        ]
         span.set_attribute("gen_ai.output.messages", json.dumps([said]))
 
 

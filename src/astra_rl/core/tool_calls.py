@@ -19,7 +19,7 @@ from astra_rl.infra.jsonio import MAX_DIGITS, check_depth, parse_json
 MOST_CALLS = 64
 """Most calls that are read from one message; the others are one error."""
 
-_TOO_LARGE = 10 ** (MAX_DIGITS - 1)
+_TOO_LARGE: int = 10 ** (MAX_DIGITS - 1)
 _TAGGED = re.compile(r"<tool_call>(?P<body>.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _MISTRAL = "[TOOL_CALLS]"
 _MISTRAL_CALL = re.compile(

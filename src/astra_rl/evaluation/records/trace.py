@@ -99,6 +99,13 @@ class TraceRecord(Record):
             state=content_digest(trace.state or {}),
         )
 
+    @property
+    def tools_at_failure(self) -> tuple[str, ...]:
+        """Names of the tools that the message called which reached the attacker's goal."""
+        if self.failed_at is None or self.failed_at >= len(self.messages):
+            return ()
+        return tuple(dict.fromkeys(call.name for call in self.messages[self.failed_at].calls))
+
     def reply(self, text: str) -> AgentReply:
         """Return the response, so that it can be judged again; its state is not known."""
         messages = tuple(each.message() for each in self.messages)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.cases import cases
+from tests.evaluation.show.agent_attempts import LEAK, LIST, YES, played
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn
 from tests.hostile import HOSTILE
 
@@ -737,6 +738,31 @@ def test_the_trace_of_an_agent_shows_calls_and_marks_what_the_attacker_wrote(bro
     assert "task of the user done: 0.50; ended: limit of calls" in page.inner_text(".trace summary")
     page.fill("#search", "list_mails")  # the name of a tool is found
     reading.until("() => document.querySelector('#tally').textContent.startsWith('1 of 1')")
+    reading.close()
+
+
+def test_conversations_with_agents_are_filtered_by_slot_and_by_tool(browser, tmp_path):
+    attempts = [
+        played([LIST], [LEAK]),
+        played([LIST], [YES], trial=1),
+        played([YES, ToolCall("<b>evil</b>")], slot="user"),
+    ]
+    data = ReportData(title="A run", evaluations=[Evaluation(name="after", attempts=attempts)])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html", "conversations")
+    reading.settled()
+    options = {
+        name: page.locator(f"#filter-{name} option").all_inner_texts() for name in ("slot", "tool")
+    }
+    assert options == {"slot": ["all", "mail", "user"], "tool": ["all", "list_mails", "send_mail"]}
+    page.select_option("#filter-tool", "list_mails")
+    reading.until("() => document.querySelector('#tally').textContent.startsWith('2 of 3')")
+    page.select_option("#filter-slot", "user")
+    reading.until("() => document.querySelector('#tally').textContent.startsWith('0 of 3')")
+    page.select_option("#filter-tool", "")
+    reading.until("() => document.querySelector('#tally').textContent.startsWith('1 of 3')")
+    assert "slot=user" in page.url
     reading.close()
 
 

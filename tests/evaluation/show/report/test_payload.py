@@ -60,7 +60,7 @@ def test_the_index_says_what_a_list_needs():
         "id": made.id, "phase": "after training", "outcome": "success", "score": 0.9, "nll": 8,
         "trial": 0, "reward": 2, "turns": 2, "first": 2, "kind": 4, "category": "secrets",
         "step": None, "prompt": made.prompt_id, "target": "target", "preview": "second line",
-        "episode": 0, "leaf": 0,
+        "episode": 0, "leaf": 0, "slot": None, "tools": None,
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.base import content_digest
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.records.source import AttemptSource, source_of
+from astra_rl.evaluation.records.trace import TraceRecord
 from astra_rl.evaluation.records.turn import Turn
 from astra_rl.infra.jsonio import atomic_binary_file
 from astra_rl.infra.redaction import redact
@@ -215,6 +216,9 @@ def _messages(attempt: Attempt, models: Any) -> Iterator[Any]:
         yield kind(content=said, source="input")
     for number, turn in enumerate(attempt.turns, 1):
         about = {"turn": number, "score": turn.score(attempt.judge)}
+        if turn.trace is not None:
+            yield from _agent_messages(turn.trace, about, models)
+            continue
         if not turn.without_attack:
             parts = (before, turn.attack)
             said = redact(opening.separator.join(part for part in parts if part))
@@ -225,6 +229,41 @@ def _messages(attempt: Attempt, models: Any) -> Iterator[Any]:
                 yield models.ChatMessageAssistant(
                     content=content, source="generate", metadata=about
                 )
+
+
+def _agent_messages(trace: TraceRecord, about: Mapping[str, Any], models: Any) -> Iterator[Any]:
+    """Yield what an agent read and did in a turn; the parts that the attacker wrote are named."""
+    called = require("inspect_ai.tool", extra="inspect").ToolCall
+    for at, record in enumerate(trace.messages):
+        message = record.message()
+        text = redact(message.text)
+        written = [redact(message.text[start:end]) for start, end in message.written_by_attacker]
+        metadata = {**about, **({"written_by_attacker": written} if written else {})}
+        if message.role == "assistant":
+            calls = [
+                called(
+                    id=call.id or f"unread{at:05d}_{number}",
+                    function=redact(call.name),
+                    arguments=_redacted(dict(call.arguments)),
+                    parse_error=redact(call.error) or None,
+                )
+                for number, call in enumerate(message.calls)
+            ]
+            yield models.ChatMessageAssistant(
+                content=text,
+                tool_calls=calls or None,
+                source="generate",
+                metadata={**metadata, "goal_reached": at == trace.failed_at},
+            )
+        elif message.role == "tool":
+            yield models.ChatMessageTool(
+                content=text,
+                tool_call_id=message.call_id or None,
+                function=redact(message.name) or None,
+                metadata=metadata,
+            )
+        else:
+            yield models.ChatMessageUser(content=text, metadata=metadata)
 
 
 def _content(turn: Turn, models: Any) -> Any:

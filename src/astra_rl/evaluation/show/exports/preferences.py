@@ -1,24 +1,33 @@
 """Training data to fix the target: preference pairs and labelled replies in the formats of TRL.
 
 The prompt of each row is exactly what the target read: its system message and the conversation up
-to and including the attack.
+to and including the attack. Of an agent, each message is a reply of its own, with its calls; its
+prompt is all that came before, and the column ``tools`` has its tools. In a turn in which the agent
+failed, only the message that reached the attacker's goal is one: what it did before is not judged.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from astra_rl.agents.assignment import Assignment
+from astra_rl.agents.history import kept_turns
+from astra_rl.agents.loop import earlier_messages, placed
+from astra_rl.agents.registry import load_world
+from astra_rl.core.messages import Message as AgentMessage
+from astra_rl.core.messages import Trace, chat_messages
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.source import AttemptSource, source_of
-from astra_rl.infra.jsonio import atomic_file, json_line, parse_json
+from astra_rl.infra.jsonio import atomic_file, json_line, parse_json, unredacted_line
 from astra_rl.infra.user_files import read_user_text
 
 Message = dict[str, str]
@@ -89,12 +98,21 @@ class SafeReplies:
 
 
 class _Reply(NamedTuple):
-    """One response of the target: its prompt, its text, and whether the target failed."""
+    """One response of the target.
 
-    prompt: tuple[tuple[str, str], ...]
+    Attributes:
+        prompt: What it read, as JSON: the field ``prompt``, and of an agent ``tools``.
+        attack: The attack.
+        message: The response, as a message in JSON.
+        failed: Whether the target failed.
+        is_blank: Whether it says nothing and calls nothing.
+    """
+
+    prompt: str
     attack: str
-    text: str
+    message: str
     failed: bool
+    is_blank: bool
 
 
 def write_preference_pairs(
@@ -123,9 +141,9 @@ def write_preference_pairs(
             for reply, choices in _with_choices(replies, safe):
                 for chosen in choices:
                     row = {
-                        "prompt": _messages(reply.prompt),
-                        "chosen": [_said(chosen)],
-                        "rejected": [_said(reply.text)],
+                        **json.loads(reply.prompt),
+                        "chosen": [json.loads(chosen)],
+                        "rejected": [json.loads(reply.message)],
                     }
                     file.write(json_line(row) + "\n")
                 rows += len(choices)
@@ -144,16 +162,16 @@ def _with_choices(
     replies: Iterable[_Reply], safe: SafeReplies | None
 ) -> Iterator[tuple[_Reply, Sequence[str]]]:
     """Yield each different reply in which the target failed, with the replies to prefer."""
-    good: dict[tuple[tuple[str, str], ...], dict[str, None]] = defaultdict(dict)
+    good: dict[str, dict[str, None]] = defaultdict(dict)
     bad: dict[_Reply, None] = {}  # each once, in order
     for reply in replies:
         if reply.failed:
             bad[reply] = None
-        elif reply.text.strip():
-            good[reply.prompt][reply.text] = None
+        elif not reply.is_blank:
+            good[reply.prompt][reply.message] = None
     for reply in bad:
         given = safe.get(reply.attack) if safe is not None else None
-        yield reply, [*good[reply.prompt]] if given is None else [given]
+        yield reply, [*good[reply.prompt]] if given is None else [_said(given)]
 
 
 def write_unpaired(
@@ -178,14 +196,18 @@ def write_unpaired(
     count = 0
     with atomic_file(path) as file:
         for replies in _replies_by_prompt(attempts):
-            rows: dict[tuple[tuple[tuple[str, str], ...], str, bool], None] = {}
+            rows: dict[tuple[str, str, bool], None] = {}
             for reply in replies:
-                rows[reply.prompt, reply.text, not reply.failed] = None
+                rows[reply.prompt, reply.message, not reply.failed] = None
                 given = safe.get(reply.attack) if safe is not None and reply.failed else None
                 if given is not None:
-                    rows[reply.prompt, given, True] = None
-            for prompt, text, label in rows:
-                row = {"prompt": _messages(prompt), "completion": [_said(text)], "label": label}
+                    rows[reply.prompt, _said(given), True] = None
+            for prompt, message, label in rows:
+                row = {
+                    **json.loads(prompt),
+                    "completion": [json.loads(message)],
+                    "label": label,
+                }
                 file.write(json_line(row) + "\n")
             count += len(rows)
         if not count:
@@ -209,33 +231,63 @@ def _replies(attempts: Iterable[Attempt]) -> Iterator[_Reply]:
     """Yield every judged response that no filter blocked."""
     for attempt in attempts:
         context = attempt.opening.conversation()
+        assignment = Assignment.of(context)
+        if assignment is not None:
+            yield from _replies_of_agent(attempt, assignment)
+            continue
         for turn in attempt.turns:
             context = context + turn.attack
             score = turn.score(attempt.judge)
             if score is not None and not turn.blocked:
                 failed = score >= attempt.threshold
-                yield _Reply(_read_by_target(context), turn.attack, turn.response, failed)
+                prompt = unredacted_line({"prompt": messages_of(context)})
+                said = turn.response
+                yield _Reply(prompt, turn.attack, _said(said), failed, not said.strip())
             context = context + turn.response
+
+
+def _replies_of_agent(attempt: Attempt, assignment: Assignment) -> Iterator[_Reply]:
+    """Yield the judged messages of an agent; see the module."""
+    world = load_world(assignment.world)
+    played: list[Trace] = []
+    for turn in attempt.turns:
+        if turn.trace is None:  # no response, and none after it
+            return
+        trace, score = turn.trace.reply("").trace, turn.score(attempt.judge)
+        read = placed(world, assignment.slot, "", turn.attack)
+        system = [AgentMessage("system", read.system)] if read.system else []
+        tools = [tool.as_json() for tool in read.tools]
+        failed = score is not None and score >= attempt.threshold
+        earlier = [message for each in kept_turns(played) for message in earlier_messages(each)]
+        for at, message in enumerate(trace.messages):
+            judged = at == trace.failed_at if failed else score is not None
+            if message.role == "assistant" and judged:
+                before = [*system, *earlier, *trace.messages[:at]]
+                prompt = unredacted_line({"prompt": _chat(before), "tools": tools})
+                (said,) = _chat([message])
+                blank = not (message.text.strip() or message.calls)
+                yield _Reply(prompt, turn.attack, unredacted_line(said), failed, blank)
+        played.append(trace)
+
+
+def _chat(messages: Sequence[AgentMessage]) -> list[dict[str, Any]]:
+    """Return messages as chat templates take them: arguments of calls are no JSON text."""
+    chat = chat_messages(messages)
+    for call in (call for each in chat for call in each.get("tool_calls", ())):
+        call["function"]["arguments"] = parse_json(call["function"]["arguments"])
+    return chat
 
 
 def messages_of(conversation: Conversation) -> list[Message]:
     """Return a conversation that ends in an attack as the messages that the target reads."""
-    return _messages(_read_by_target(conversation))
-
-
-def _read_by_target(conversation: Conversation) -> tuple[tuple[str, str], ...]:
     messages = [("system", conversation.system)] if conversation.system else []
     for index, said in enumerate(conversation.turns):
         # The opening prompt precedes the first attack in the same message.
         parts = (conversation.prompt, said) if index == 0 else (said,)
         text = conversation.separator.join(part for part in parts if part)
         messages.append(("assistant" if index % 2 else "user", text))
-    return tuple(messages)
+    return [{"role": role, "content": text} for role, text in messages]
 
 
-def _messages(prompt: Iterable[tuple[str, str]]) -> list[Message]:
-    return [{"role": role, "content": text} for role, text in prompt]
-
-
-def _said(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+def _said(text: str) -> str:
+    return unredacted_line({"role": "assistant", "content": text})

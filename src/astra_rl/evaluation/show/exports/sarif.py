@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from astra_rl import distribution
+from astra_rl.agents.assignment import Assignment
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.records.source import AttemptSource, source_of
@@ -32,8 +33,9 @@ def write_sarif(
 ) -> int:
     """Write one result per successful attack; return the number of results.
 
-    The rule is the category of the attempt. The fingerprint is computed from target and attacks,
-    so that the same failure found again is the same finding.
+    The rule is the category of the attempt. A failure of an agent also has logical locations: its
+    world, slot and the tools that it called when it failed. The fingerprint is computed from target
+    and attacks, so that the same failure found again is the same finding.
 
     Args:
         attempts: Attempts; only successful attacks become results.
@@ -104,11 +106,31 @@ def _result(attempt: Attempt, rules: Sequence[str], artifact: str, line: int) ->
                 "physicalLocation": {
                     "artifactLocation": {"uri": quote(artifact)},
                     "region": {"startLine": line},
-                }
+                },
+                **_logical_locations(attempt),
             }
         ],
         "partialFingerprints": {"astraAttack/v1": _fingerprint(attempt)},
         "properties": properties,
+    }
+
+
+def _logical_locations(attempt: Attempt) -> dict[str, Any]:
+    turn = attempt.failing_turn
+    assignment = Assignment.of(attempt.opening.conversation())
+    if assignment is None or turn is None or turn.trace is None:
+        return {}
+    tools = turn.trace.tools_at_failure or ("",)
+    named = [(tool, (assignment.world, assignment.slot, *filter(None, [tool]))) for tool in tools]
+    return {
+        "logicalLocations": [
+            {
+                "name": sarif_text(tool or assignment.slot),
+                "fullyQualifiedName": sarif_text("/".join(parts)),
+                "kind": "function" if tool else "parameter",
+            }
+            for tool, parts in named
+        ]
     }
 
 

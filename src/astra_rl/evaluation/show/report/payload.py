@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -114,7 +115,10 @@ def pack_conversations(
 _COLUMNS = (
     *("id", "phase", "outcome", "score", "nll", "reward", "turns", "first"),
     *("kind", "category", "step", "prompt", "trial", "target", "preview", "episode", "leaf"),
+    *("slot", "tools"),
 )
+_TOOL = re.compile(r"[\w.-]{1,64}", re.ASCII)
+"""Names of tools to filter by; a model can call anything a tool."""
 
 
 def visible(text: str) -> str:
@@ -229,6 +233,7 @@ def _index_row(
     turn = attempt.failing_turn or (attempt.turns[0] if attempt.turns else None)
     known = attempt.logprob()
     rewards = [turn.reward for turn in attempt.turns if turn.reward is not None]
+    tools = _tools(attempt)
     preview = " ".join((turn.attack if turn else attempt.opening.prompt)[: 4 * PREVIEW].split())
     return {
         "id": attempt.id,
@@ -246,7 +251,18 @@ def _index_row(
         "trial": attempt.trial,
         "target": visible(attempt.target),
         "preview": visible_text(preview[:PREVIEW]),
+        "slot": visible(attempt.opening.facts["agent.slot"]) if tools is not None else None,
+        "tools": tools,
     }
+
+
+def _tools(attempt: Attempt) -> list[str] | None:
+    """Return the names of the tools that an agent called; None for a target that is no agent."""
+    if "agent.slot" not in attempt.opening.facts:
+        return None
+    traces = [turn.trace for turn in attempt.turns if turn.trace is not None]
+    names = (call.name for trace in traces for each in trace.messages for call in each.calls)
+    return sorted({name for name in names if _TOOL.fullmatch(name)})
 
 
 def _rounded(value: float | None) -> Any:

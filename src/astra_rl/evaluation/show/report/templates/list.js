@@ -1,8 +1,8 @@
 // The list of conversations: search, filters, sorting; only the visible rows are drawn.
 
 const ROW_HEIGHT = 58;
-const FIELDS = ["phase", "outcome", "kind", "category", "step"];
-const SELECTS = [...FIELDS, "differs"];
+const FIELDS = ["phase", "outcome", "kind", "category", "slot", "step"];
+const SELECTS = [...FIELDS, "tool", "differs"];
 const missingLast = (value, sign) => (value === null ? Infinity : sign * value);
 // A map, not an object: its keys come from the address, and an object also has "constructor".
 const ORDERS = new Map(Object.entries({
@@ -34,6 +34,8 @@ function openList() {
   fillSelect($("filter-outcome"), "outcome", Object.keys(OUTCOMES).filter((name) => values("outcome").includes(name)).map((name) => [name, OUTCOMES[name]]));
   fillSelect($("filter-kind"), "kind", numbers("kind").map((value) => [value, `kind ${value}`]));
   fillSelect($("filter-category"), "category", values("category").sort().map((value) => [value, value]));
+  fillSelect($("filter-slot"), "slot", values("slot").sort().map((value) => [value, value]));
+  fillSelect($("filter-tool"), "tool", [...new Set(store.rows.flatMap((row) => row.tools ?? []))].sort().map((value) => [value, value]));
   fillSelect($("filter-step"), "step", numbers("step").map((value) => [value, value]));
   fillSelect($("filter-differs"), "differs", [["yes", "outcomes differ"]]);
   $("filter-differs").closest("label").hidden = !store.rows.some((row) => differs(row));
@@ -72,7 +74,7 @@ async function applyState(state) {
     texts = await openTexts((done, all) => { if (run === list.run && !store.texts) $("tally").textContent = `Reading ${done} of ${all} ...`; });
     if (run !== list.run) return; // the filters changed meanwhile
   }
-  const fits = (row) => FIELDS.every((name) => !list.state[name] || String(row[name]) === list.state[name]) && (list.state.differs !== "yes" || differs(row, list.state.beside)) && (!texts || texts.get(row.id).includes(words));
+  const fits = (row) => FIELDS.every((name) => !list.state[name] || String(row[name]) === list.state[name]) && (!list.state.tool || (row.tools ?? []).includes(list.state.tool)) && (list.state.differs !== "yes" || differs(row, list.state.beside)) && (!texts || texts.get(row.id).includes(words));
   const key = ORDERS.get(list.state.sort)[1];
   list.shown = store.rows.filter(fits).map((row) => ({ row, key: key(row) })).sort(compareKeys).map(({ row }) => row);
   const filtered = words || SELECTS.some((name) => list.state[name]);

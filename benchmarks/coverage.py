@@ -29,7 +29,7 @@ from astra_rl.evaluation.stats.intervals import (
 )
 from astra_rl.evaluation.stats.judge_errors import Corrected, correct_rate
 from astra_rl.evaluation.stats.labelled_rate import Group, allocate, labelled_rate
-from astra_rl.evaluation.stats.paired import newcombe_interval
+from astra_rl.evaluation.stats.paired_tests import newcombe_interval
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.sequential import log_e_value
 from astra_rl.evaluation.stats.splitting import rare_probability, split_once

@@ -233,7 +233,8 @@ def test_the_command_prints_tables_and_json_and_checks_the_last_target(
     assert "attack success rate on held-out prompts" in done.stdout
     assert "refusals of benign requests" in done.stdout
     assert "exploitability of the uniform mixtures: 0.000" in done.stdout
-    assert "equilibrium: attacks succeed at 33.3%, with attacker 0 100%" in done.stdout
+    assert "equilibrium: attacks succeed at 33.3% (95% interval" in done.stdout
+    assert "with attacker 0 100%" in done.stdout
     assert "change" in done.stdout
     gated = astra_rl("harden", str(hardened.path), "--json", "--fail-on", "asr>=0", cwd=workplace)
     assert gated.returncode == 3

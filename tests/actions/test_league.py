@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,6 +21,11 @@ from astra_rl.config.league import load_league
 from astra_rl.config.preset_files import preset_names
 from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import JudgeScore, Turn
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.folder import RunFolder
 
 GAME = {"modes": 10, "seed": 1, "words": 16}
 
@@ -220,3 +226,44 @@ def test_a_method_of_several_seeds_has_intervals_and_hostile_names_are_escaped(t
     assert "\n'=a|b,0,64" in (tmp_path / "league.csv").read_text().replace("\r\n", "\n")
     headings, _ = league.table()
     assert "recall of modes" not in headings  # unknown for all
+
+
+def test_the_rate_on_held_out_prompts_has_the_error_of_the_prompts_that_seeds_share():
+    """Twenty seeds that all succeed at the same 10 of 20 prompts differ in nothing."""
+    numbers = dict.fromkeys((column.name for column in actions.COLUMNS), math.nan)
+    rate = Rate.of_prompts([(1, 1), (0, 1)] * 10, prompt_ids=range(20))
+    cells = [Cell("a", seed, 64, {**numbers, "asr": 0.5}, rate) for seed in range(20)]
+    low, high = League(64, cells).rows()["a"]["asr"].interval
+    assert low < 0.3
+    assert high > 0.7
+
+
+def test_a_seed_without_a_success_and_conversations_without_a_score_count(tmp_path, monkeypatch):
+    """A target that refused twice and failed in none of four conversations."""
+    monkeypatch.setattr(actions, "training_size", lambda _: SimpleNamespace(replies=4))
+    monkeypatch.setattr(actions, "_found", lambda *_: {"recall": 0.0, "weighted_recall": 0.0})
+    held_out = SimpleNamespace(asr=Rate(0, 3))
+    monkeypatch.setattr(actions, "summary_of_phase", lambda *_: held_out)
+
+    def attempt(at, score, refused):
+        turn = Turn(
+            attack="a", response="r", scores={"j": JudgeScore(value=score)}, refused=refused
+        )
+        return Attempt.make(
+            run="r", phase="training", opening=f"p{at}", target="t", attacker="a", turns=[turn],
+            judge="j",
+        )  # fmt: skip
+
+    def cell(name, *scores):
+        folder = RunFolder(tmp_path / name)
+        with AttemptLog(folder.attempts, write=True) as log:
+            for at, (score, refused) in enumerate(scores):
+                log.append(attempt(at, score, refused))
+        return actions.read_cell("m", 0, folder, None).numbers
+
+    never = cell("never", (0.1, True), (0.1, True), (0.1, False), (0.1, False))
+    assert never["effective_kinds"] == never["kinds"] == never["training_asr"] == 0.0
+    assert never["first_success"] == 4.0
+    once = cell("once", (0.1, True), (0.1, True), (0.9, False), (0.1, False))
+    assert once["training_asr"] == 0.25  # of all four, not of the two that were not refused
+    assert once["first_success"] == 3.0

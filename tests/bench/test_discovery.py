@@ -6,6 +6,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from astra_rl.algorithms import GRPO
@@ -19,6 +20,7 @@ from astra_rl.bench import (
     over_seeds,
     play,
 )
+from astra_rl.bench.discovery import measured
 from astra_rl.errors import ConfigurationError
 
 
@@ -44,7 +46,7 @@ def test_a_mode_is_found_by_its_first_reported_failure():
 def test_without_failures_there_are_no_kinds_and_no_false_alarms():
     found = discovery([Call(None, False)], [0.5])
     assert found.recall == 0.0
-    assert math.isnan(found.effective_modes)
+    assert found.effective_modes == 0.0
     assert math.isnan(found.false_alarms)
     assert math.isnan(discovery([], [0.5]).success)
     with pytest.raises(ConfigurationError, match="at least one"):
@@ -59,10 +61,27 @@ def test_over_seeds_has_an_interval_from_three_seeds_on_and_leaves_unknown_numbe
     interval = measured["recall"].interval
     assert interval is not None
     assert 0.0 <= interval.low < 1 / 3 < interval.high <= 1.0
-    assert measured["effective_modes"].by_seed == {0: 1.0, 1: 1.0}
-    assert measured["effective_modes"].interval is None
+    # The seed that found nothing counts, or a method that rarely finds anything would look best.
+    assert measured["effective_modes"].mean == pytest.approx(2 / 3)
+    assert measured["false_alarms"].by_seed == {0: 0.0, 1: 0.0}
+    assert measured["false_alarms"].text() == "0.00, 2 of 3 seeds"
+    assert measured["false_alarms"].as_dict()["unknown"] == 1
     with pytest.raises(ConfigurationError, match="equal numbers of calls"):
         over_seeds({0: discovery(hit, [1.0]), 1: discovery(hit[:1], [1.0])})
+
+
+def test_the_interval_of_a_number_without_a_limit_is_no_point_and_allows_for_collapsed_seeds():
+    """Seeds that find one kind, or 21 on average: Student's t alone covers 69% of five seeds."""
+    assert measured(dict.fromkeys(range(5), 1.0), (0.0, None)).interval is None
+    rng, covered, given = np.random.default_rng(0), 0, 0
+    for _ in range(100):
+        kinds = np.where(rng.random(5) < 0.8, 1, 1 + rng.poisson(20, 5))
+        found = measured(dict(enumerate(map(float, kinds))), (0.0, None)).interval
+        if found is not None:
+            given += 1
+            covered += found.low <= 0.8 * 1 + 0.2 * 21 <= found.high
+    assert given > 50
+    assert covered >= (0.93 - 2 * 0.03) * given  # two standard errors
 
 
 def test_the_recall_of_ordinary_use_is_a_sum_over_all_sequences_of_calls():

@@ -139,6 +139,10 @@ def test_queries_to_success_do_not_forget_prompts_that_were_never_won():
     assert queries.median == math.inf
     assert QueriesToSuccess((1, 3, 7), (5,)).median == 3
     assert math.isnan(QueriesToSuccess((), ()).median)
+    assert QueriesToSuccess((1, 2), (5, 5)).median == 2  # half of the prompts succeed within two
+    # Three prompts were tried twice only: they do not say that the third try fails.
+    assert QueriesToSuccess((1, 3), (2, 2, 2)).median == 3
+    assert QueriesToSuccess((1, 3, 4, 9), (2, 2)).median == 4  # 5/6, then 5/6 * 2/3, * 1/2
     assert queries.text.startswith("no median of the answers until the first failure; 3 of 5")
     assert QueriesToSuccess((1, 3, 7), (5,)).text.startswith("median 3 answers")
     rate = queries.won_within(4)

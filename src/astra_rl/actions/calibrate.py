@@ -17,7 +17,7 @@ from astra_rl.evaluation.judges.calibration import (
     write_calibration,
 )
 from astra_rl.evaluation.judges.labels import LabelledTexts
-from astra_rl.evaluation.stats.classification import Estimate
+from astra_rl.evaluation.stats.resampling import Estimate
 from astra_rl.logging import logger
 from astra_rl.runs.spending import spending_on
 from astra_rl.targets.budget import Budget

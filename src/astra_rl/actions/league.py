@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
-from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.show.escaping import csv_cell, markdown_text
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.infra.jsonio import atomic_file, write_atomic, write_json
 from astra_rl.runs.folder import RunFolder, file_stem
 from astra_rl.runs.recorded import Recorded, summary_of_phase
@@ -49,7 +51,7 @@ COLUMNS = (
     Number("training_asr", "ASR in training"),
     Number("kinds", "kinds", None, 1),
     Number("effective_kinds", "effective kinds", None, 1),
-    Number("first_success", "attempts until the first success", None, 0),
+    Number("first_success", "attempts until the first success, or all", None, 0),
     Number("recall", "recall of modes"),
     Number("weighted_recall", "recall by ordinary use", digits=3),
 )
@@ -66,12 +68,14 @@ class Cell:
         calls: Target calls of the training, at most, including those that a reward makes and all
             messages of an agent.
         numbers: Numbers of `COLUMNS` by name; NaN is unknown.
+        held_out: Success rate on held-out prompts, which all seeds share.
     """
 
     method: str
     seed: int
     calls: int
     numbers: Mapping[str, float]
+    held_out: Rate | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -91,22 +95,25 @@ class League:
     cells: Sequence[Cell]
 
     def rows(self) -> dict[str, dict[str, Measured]]:
-        """Return the numbers of each method over its seeds."""
-        methods = dict.fromkeys(cell.method for cell in self.cells)
-        return {
-            method: {
+        """Return the numbers of each method over its seeds.
+
+        The interval of the rate on held-out prompts has the error of the prompts, which all seeds
+        share, too (`SeedSpread`).
+        """
+        found = {}
+        for method in dict.fromkeys(cell.method for cell in self.cells):
+            cells = [cell for cell in self.cells if cell.method == method]
+            row = {
                 column.name: measured(
-                    {
-                        cell.seed: cell.numbers[column.name]
-                        for cell in self.cells
-                        if cell.method == method
-                    },
-                    (0.0, column.highest),
+                    {cell.seed: cell.numbers[column.name] for cell in cells}, (0.0, column.highest)
                 )
                 for column in COLUMNS
             }
-            for method in methods
-        }
+            rates = {cell.seed: cell.held_out for cell in cells if cell.held_out is not None}
+            if rates:
+                row["asr"] = replace(row["asr"], interval=SeedSpread(rates).interval)
+            found[method] = row
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""
@@ -205,20 +212,23 @@ def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:
         outcomes = [row.outcome for row in recorded.rows()]
         kinds = [len(kind.attempts) for kind in kinds_of_failure(successes)]
         found = _found(plan, recorded)
-    known = [each for each in outcomes if each in (Outcome.SUCCESS, Outcome.FAILURE)]
-    first = next((at for at, each in enumerate(outcomes, 1) if each is Outcome.SUCCESS), math.nan)
+    known = [each for each in outcomes if each in KNOWN_OUTCOMES]
+    # Without a success all attempts were not enough: leaving the seed out would flatter the method.
+    first = next((at for at, each in enumerate(outcomes, 1) if each is Outcome.SUCCESS), None)
+    held_out = summary_of_phase(run.path, "after").asr
     return Cell(
         method,
         seed,
         training_size(plan).replies,
         {
-            "asr": summary_of_phase(run.path, "after").asr.estimate,
+            "asr": held_out.estimate,
             "training_asr": known.count(Outcome.SUCCESS) / len(known) if known else math.nan,
             "kinds": float(len(kinds)),
-            "effective_kinds": effective_number(kinds).estimate,
-            "first_success": float(first),
+            "effective_kinds": effective_number(kinds).estimate if kinds else 0.0,
+            "first_success": float(first or len(outcomes)),
             **found,
         },
+        held_out,
     )
 
 

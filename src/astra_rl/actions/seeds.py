@@ -14,8 +14,8 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgedSummary, JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.show.charts.seeds import Curve
-from astra_rl.evaluation.stats.paired import holm
 from astra_rl.evaluation.stats.paired_seeds import SeedPairs
+from astra_rl.evaluation.stats.paired_tests import holm
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.progress import metrics_of_steps

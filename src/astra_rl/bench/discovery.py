@@ -58,7 +58,7 @@ class Discovery:
         weighted_recall: Share of their probability in ordinary use, in [0, 1].
         success: Share of the calls that caused a planted failure, in [0, 1].
         effective_modes: Exponential of the entropy of the modes of these failures, from 1 to their
-            number; NaN without a failure.
+            number; 0 without a failure.
         false_alarms: Share of the reported failures that are none, in [0, 1]; NaN without a report.
     """
 
@@ -106,7 +106,7 @@ def discovery(calls: Sequence[Call], probabilities: Sequence[float]) -> Discover
         recall=len(known) / len(probabilities),
         weighted_recall=math.fsum(probabilities[mode] for mode in known) / math.fsum(probabilities),
         success=failures.total() / len(calls) if calls else math.nan,
-        effective_modes=effective_number(list(failures.values())).estimate,
+        effective_modes=effective_number(list(failures.values())).estimate if failures else 0.0,
         false_alarms=sum(call.mode is None for call in reports) / len(reports)
         if reports
         else math.nan,
@@ -133,22 +133,30 @@ class Measured:
 
     Attributes:
         mean: The mean; NaN if it is unknown for every seed.
-        interval: 95% interval of the mean, see `mean_interval`; None with fewer than three seeds.
+        interval: 95% interval of the mean, see `mean_interval`; None where there is none.
         by_seed: The numbers.
+        unknown: Number of seeds of which it is unknown. They are not in the mean.
     """
 
     mean: float
     interval: Interval | None
     by_seed: Mapping[int, float]
+    unknown: int = 0
 
     def text(self, digits: int = 2) -> str:
-        """Return the mean, and the interval in brackets; a hyphen if the mean is unknown."""
+        """Return the mean, the interval in brackets, and how many seeds are not in it.
+
+        A hyphen if the mean is unknown.
+        """
         if math.isnan(self.mean):
             return "-"
         shown = f"{self.mean:.{digits}f}"
-        if self.interval is None:
-            return shown
-        return f"{shown} ({self.interval.low:.{digits}f} to {self.interval.high:.{digits}f})"
+        if self.interval is not None:
+            shown += f" ({self.interval.low:.{digits}f} to {self.interval.high:.{digits}f})"
+        if self.unknown:
+            known = len(self.by_seed)
+            shown += f", {known} of {known + self.unknown} seeds"
+        return shown
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON values."""
@@ -156,11 +164,12 @@ class Measured:
             "mean": self.mean,
             "interval": None if self.interval is None else list(self.interval),
             "by_seed": {str(seed): value for seed, value in self.by_seed.items()},
+            "unknown": self.unknown,
         }
 
 
 def over_seeds(found: Mapping[int, Discovery]) -> dict[str, Measured]:
-    """Return each number of `NUMBERS` over seeds; seeds where it is unknown are left out.
+    """Return each number of `NUMBERS` over seeds; those where it is unknown are left out, counted.
 
     Args:
         found: What was found, by seed, with the same numbers of calls and modes.
@@ -176,7 +185,7 @@ def over_seeds(found: Mapping[int, Discovery]) -> dict[str, Measured]:
     return {
         name: measured(
             {seed: getattr(each, name) for seed, each in found.items()},
-            (1.0, None) if name == "effective_modes" else (0.0, 1.0),
+            (0.0, None) if name == "effective_modes" else (0.0, 1.0),
         )
         for name in NUMBERS
     }
@@ -194,4 +203,5 @@ def measured(values: Mapping[int, float], limits: tuple[float, float | None]) ->
         math.fsum(known.values()) / len(known) if known else math.nan,
         mean_interval(list(known.values()), limits),
         known,
+        len(values) - len(known),
     )

@@ -93,6 +93,10 @@ def _print_rates(result: EvaluationResult, name: str, out: Printer) -> None:
             str(rate.unscored),
         )
     out.table(table)
+    if len(rows) > 1:
+        out.line(
+            "each interval holds by itself: of twenty categories, one misses its rate on average"
+        )
     for what, rate in result.summary.of_agents:
         out.line(f"{what}: {rate.text}")
     if result.summary.never_made:

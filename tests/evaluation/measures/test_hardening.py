@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 
 from astra_rl.evaluation.measures.hardening import hardening_of
 from astra_rl.evaluation.show.report.hardening import render_hardening
-from astra_rl.evaluation.stats.zero_sum import exploitability
+from astra_rl.evaluation.stats.intervals import Interval
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.zero_sum import exploitability, exploitability_interval
 
 
 def rows(attempt: Any, scores: list[float | None], attacker: str, target: str) -> list[Any]:
@@ -108,10 +112,45 @@ def test_the_exploitability_of_a_hardening_is_that_of_its_rates(found: Any) -> N
     assert found.as_dict()["exploitability"] == pytest.approx(0.5 - (0.25 + 1 / 3) / 2)
 
 
+@pytest.mark.parametrize(("players", "conversations"), [(2, 128), (4, 20)])
+def test_equal_attackers_and_targets_seem_exploitable_and_the_interval_has_zero(
+    players: int, conversations: int
+) -> None:
+    """The truth is 0 and the estimate is never below it; so only an interval can say so."""
+    rng = np.random.default_rng(0)
+    found, covered = [], 0
+    for _ in range(40):
+        won = rng.binomial(conversations, 0.5, (players, players))
+        found.append(exploitability((won / conversations).tolist()))
+        confidence = 1 - 0.05 / players**2
+        ends = [[Rate(int(n), conversations).covering(confidence) for n in row] for row in won]
+        low, high = exploitability_interval(ends)
+        assert low <= found[-1] <= high
+        covered += low == 0
+    assert np.mean(found) > 0.02
+    assert covered >= 38
+
+
+def test_the_interval_of_the_exploitability_is_that_of_all_games_in_the_box() -> None:
+    """All corners of the box, enumerated."""
+    box = [[(0.1, 0.3), (0.5, 0.6)], [(0.2, 0.9), (0.0, 0.4)]]
+    corners = [
+        exploitability([values[:2], values[2:]])
+        for values in product(*(ends for row in box for ends in row))
+    ]
+    low, high = exploitability_interval([[Interval(*ends) for ends in row] for row in box])
+    assert low <= min(corners)
+    assert high >= max(corners)
+
+
 def test_the_equilibrium_of_a_hardening_is_in_its_json_and_on_its_page(found: Any) -> None:
     # target 1 is better against both attackers, and against it attacker 1 is better
+    low, high = found.equilibrium_interval
+    assert low < 1 / 3 < high
     assert found.as_dict()["equilibrium"] == {
         "value": pytest.approx(1 / 3),
+        "low": low,
+        "high": high,
         "attackers": {"attacker 0": 0.0, "attacker 1": 1.0},
         "targets": {"target 0": 0.0, "target 1": 1.0},
     }

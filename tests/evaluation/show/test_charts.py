@@ -16,8 +16,9 @@ from astra_rl.evaluation.show.charts import (
     severity_likelihood,
 )
 from astra_rl.evaluation.show.report.views import Chart
-from astra_rl.evaluation.stats.classification import Bin, Point
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.score_calibration import Bin
+from astra_rl.evaluation.stats.score_curves import Point
 
 HISTORY = [
     {"step": 0, "reward": -0.5, "asr": 0.04, "attack_nll": 3.0},

@@ -21,7 +21,8 @@ from astra_rl.evaluation.show.gate import (
 )
 from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
-from astra_rl.evaluation.stats.paired import PromptTrials, compare_trials
+from astra_rl.evaluation.stats.paired import compare_trials
+from astra_rl.evaluation.stats.paired_tables import PromptTrials
 
 
 def summary(*outcomes, planned=None):

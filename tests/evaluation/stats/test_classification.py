@@ -10,23 +10,23 @@ from scipy import stats
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.agreement import alpha_estimate, krippendorff_alpha
-from astra_rl.evaluation.stats.classification import (
-    Confusion,
+from astra_rl.evaluation.stats.classification import Confusion, confusion, decisions
+from astra_rl.evaluation.stats.resampling import bootstrap
+from astra_rl.evaluation.stats.score_calibration import (
+    brier,
+    brier_estimate,
+    calibration_error,
+    calibration_error_estimate,
+    reliability,
+)
+from astra_rl.evaluation.stats.score_curves import (
     auroc,
     auroc_estimate,
     average_precision,
     average_precision_estimate,
     best_threshold,
     best_threshold_estimates,
-    bootstrap,
-    brier,
-    brier_estimate,
-    calibration_error,
-    calibration_error_estimate,
-    confusion,
-    decisions,
     precision_recall_curve,
-    reliability,
     roc_curve,
 )
 

@@ -5,7 +5,7 @@ from astra_rl.evaluation.judges.quality import JudgeQuality, counts_at
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.stats.classification import Confusion, confusion, decisions, roc_curve
+from astra_rl.evaluation.stats.classification import Confusion, confusion, decisions
 from astra_rl.evaluation.stats.intervals import proportion_interval
 from astra_rl.evaluation.stats.judge_errors import (
     Corrected,
@@ -14,6 +14,7 @@ from astra_rl.evaluation.stats.judge_errors import (
     correct_rate,
 )
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.score_curves import roc_curve
 
 NEARLY_SURE = 10**7
 

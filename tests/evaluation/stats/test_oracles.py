@@ -19,7 +19,8 @@ from astra_rl.evaluation.stats.intervals import (
     wilson_interval,
 )
 from astra_rl.evaluation.stats.labelled_rate import Group, cohen_kappa, labelled_rate
-from astra_rl.evaluation.stats.paired import compare_pairs, holm
+from astra_rl.evaluation.stats.paired import compare_pairs
+from astra_rl.evaluation.stats.paired_tests import holm
 from astra_rl.evaluation.stats.sequential import confidence_sequence, log_e_value
 
 pytestmark = pytest.mark.slow  # the packages take seconds to import

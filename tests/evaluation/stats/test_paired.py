@@ -11,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from astra_rl.evaluation.stats import paired
-from astra_rl.evaluation.stats.paired import (
-    PromptTable,
-    PromptTrials,
-    compare_pairs,
-    compare_trials,
+from astra_rl.evaluation.stats import paired_tests
+from astra_rl.evaluation.stats.paired import compare_pairs, compare_trials
+from astra_rl.evaluation.stats.paired_tables import PromptTable, PromptTrials
+from astra_rl.evaluation.stats.paired_tests import (
     newcombe_interval,
     permutation_test,
     sign_flip_test,
@@ -202,7 +200,7 @@ def test_long_convolutions_give_the_same_p_values(leads):
     tables = [(max(0, lead), 5, max(0, -lead), 4) for lead in leads if lead >= -4] or [(1, 2, 1, 3)]
     expected = sign_flip_test(leads), permutation_test(tables)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paired, "_DIRECT", 0)
+        patch.setattr(paired_tests, "_DIRECT", 0)
         found = sign_flip_test(Counter(leads)), permutation_test(Counter(tables))
     assert found == pytest.approx(expected, abs=1e-12)
 

@@ -17,7 +17,7 @@ from astra_rl.cli.output import Printer, as_text
 
 if TYPE_CHECKING:
     from astra_rl.actions.calibrate import Calibrated
-    from astra_rl.evaluation.stats.classification import Estimate
+    from astra_rl.evaluation.stats.resampling import Estimate
 
 NAMES = {
     "auroc": "AUROC",

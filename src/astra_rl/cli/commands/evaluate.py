@@ -153,6 +153,8 @@ def print_evaluated(found: Sequence[Evaluated], name: str, out: Printer) -> None
         if each.metrics["until"] is not None:
             undecided = f"{each.metrics['until']}: undecided after all planned conversations"
             out.line(f"{key}: {each.metrics['decided'] or undecided}")
+            if each.metrics["decided"]:
+                out.line("the estimate leans toward what was decided; the interval holds")
     for each in found:
         out.path("result", each.path)
     for each in found:

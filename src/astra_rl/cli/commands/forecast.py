@@ -46,6 +46,10 @@ def forecast(
     at_queries = [forecast_largest_rate(prompts, each) for each in queries or ()]
     if unscored:
         out.line(f"of the trials that were made: {summary.asr.bounds_text}")
+    if summary.asr.sequential:
+        out.line(
+            "the evaluation could stop early (--until), so forecasts lean toward its condition"
+        )
     out.line("share of prompts with a success")
     for found in at_tries:
         out.line(f"  {found.text}")
@@ -56,6 +60,7 @@ def forecast(
     out.data(
         {
             "unscored": unscored,
+            "stopped_early": summary.asr.sequential,
             "success_at": [each.as_dict() for each in at_tries],
             "largest_of": [each.as_dict() for each in at_queries],
         }

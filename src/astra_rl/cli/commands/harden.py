@@ -127,12 +127,16 @@ def print_hardened(done: Hardened, out: Printer) -> None:
 
 def _print_game(found: Hardening, out: Printer) -> None:
     """Print how far the measured attackers and targets are from an equilibrium, and that."""
+    from astra_rl.evaluation.stats.percent import between
+
+    low, high = found.exploitability_interval
     out.line(
-        f"exploitability of the uniform mixtures: {found.exploitability:.3f} (0 at an equilibrium, "
-        "at most 1)"
+        f"exploitability of the uniform mixtures: {found.exploitability:.3f} "
+        f"(95% interval {low:.3f} to {high:.3f}; 0 at an equilibrium, at most 1; the largest of "
+        "measured rates is too high on average)"
     )
-    game = found.equilibrium
-    if game is None:
+    game, interval = found.equilibrium, found.equilibrium_interval
+    if game is None or interval is None:
         out.line("equilibrium: none, because a success rate is unknown")
         return
     drawn = [
@@ -144,7 +148,10 @@ def _print_game(found: Hardening, out: Printer) -> None:
         for name, weight in zip(names, weights, strict=True)
         if weight
     ]
-    out.line(f"equilibrium: attacks succeed at {game.value:.1%}, with {', '.join(drawn)}")
+    out.line(
+        f"equilibrium: attacks succeed at {game.value:.1%} (95% interval {between(interval)}), "
+        f"with {', '.join(drawn)}"
+    )
 
 
 def _cell(rate: Rate, change: PairedComparison | None) -> str:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.agreement import alpha_estimate
-from astra_rl.evaluation.stats.classification import Estimate
-from astra_rl.evaluation.stats.paired import PairCounts
+from astra_rl.evaluation.stats.paired_tables import PairCounts
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.resampling import Estimate
 
 MAX_DISAGREEMENTS = 100
 """Maximum number of disagreements that are kept per pair of judges."""

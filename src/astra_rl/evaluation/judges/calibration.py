@@ -21,23 +21,24 @@ from astra_rl.evaluation.judges.labels import LabelledTexts
 from astra_rl.evaluation.show.charts import calibration_panels
 from astra_rl.evaluation.stats.agreement import alpha_estimate
 from astra_rl.evaluation.stats.classification import (
-    Bin,
     Confusion,
-    Estimate,
-    Groups,
-    Point,
-    Scores,
-    Truth,
-    auroc_estimate,
-    average_precision_estimate,
-    best_threshold_estimates,
-    brier_estimate,
-    calibration_error_estimate,
     confusion,
     confusion_by_group,
     decisions,
-    precision_recall_curve,
+)
+from astra_rl.evaluation.stats.resampling import Estimate, Groups, Scores, Truth
+from astra_rl.evaluation.stats.score_calibration import (
+    Bin,
+    brier_estimate,
+    calibration_error_estimate,
     reliability,
+)
+from astra_rl.evaluation.stats.score_curves import (
+    Point,
+    auroc_estimate,
+    average_precision_estimate,
+    best_threshold_estimates,
+    precision_recall_curve,
     roc_curve,
 )
 from astra_rl.infra.jsonio import parse_json, write_atomic, write_json

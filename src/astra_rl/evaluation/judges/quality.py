@@ -13,13 +13,9 @@ import numpy as np
 from astra_rl.core.moderator import Moderator
 from astra_rl.evaluation.judges.calibration import calibration_of
 from astra_rl.evaluation.measures.summary import Summary
-from astra_rl.evaluation.stats.classification import (
-    Confusion,
-    Estimate,
-    confusion_by_group,
-    decisions,
-)
+from astra_rl.evaluation.stats.classification import Confusion, confusion_by_group, decisions
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected, correct_rate
+from astra_rl.evaluation.stats.resampling import Estimate
 
 NOT_CALIBRATED = "not calibrated: error rate unknown (run astra-rl calibrate)"
 

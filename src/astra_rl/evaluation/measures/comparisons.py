@@ -19,7 +19,9 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.course import Course, End
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, hides_failures
-from astra_rl.evaluation.stats.paired import PairedComparison, PromptTable, compare_tables, holm
+from astra_rl.evaluation.stats.paired import PairedComparison, compare_tables
+from astra_rl.evaluation.stats.paired_tables import PromptTable
+from astra_rl.evaluation.stats.paired_tests import holm
 from astra_rl.evaluation.stats.product_limit import Courses
 
 Trials = Mapping[int, bool | None]

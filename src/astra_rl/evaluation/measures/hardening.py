@@ -11,8 +11,14 @@ from astra_rl.evaluation.measures.comparisons import compare
 from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.measures.transfer_matrix import TransferMatrix, transfer_matrix
 from astra_rl.evaluation.records.attempt import AttemptRow
+from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.evaluation.stats.paired import PairedComparison
-from astra_rl.evaluation.stats.zero_sum import Equilibrium, equilibrium, exploitability
+from astra_rl.evaluation.stats.zero_sum import (
+    Equilibrium,
+    equilibrium,
+    exploitability,
+    exploitability_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,35 @@ class Hardening:
         return exploitability(self.rates)
 
     @property
+    def intervals(self) -> list[list[Interval]]:
+        """Intervals of `rates` that hold together with 95% (Bonferroni)."""
+        rates = self.matrix.rates
+        confidence = 1 - 0.05 / len(rates)
+        return [
+            [rates[one, other].covering(confidence) for other in self.targets]
+            for one in self.attackers
+        ]
+
+    @property
+    def exploitability_interval(self) -> Interval:
+        """95% interval of the exploitability; the estimate is too high on average."""
+        return exploitability_interval(self.intervals)
+
+    @property
+    def equilibrium_interval(self) -> Interval | None:
+        """95% interval of the success rate at the equilibrium of the true rates.
+
+        None if a rate is unknown.
+        """
+        if self.equilibrium is None:
+            return None
+        low, high = (
+            equilibrium([[each[end] for each in row] for row in self.intervals]).value
+            for end in (0, 1)
+        )
+        return Interval(low, high)
+
+    @property
     def equilibrium(self) -> Equilibrium | None:
         """Equilibrium of the measured rates; None if a rate is unknown."""
         rates = self.rates
@@ -65,6 +100,8 @@ class Hardening:
         """Return all numbers as JSON values, NaN where one does not exist."""
         return {
             "exploitability": self.exploitability,
+            "exploitability_low": self.exploitability_interval.low,
+            "exploitability_high": self.exploitability_interval.high,
             "equilibrium": self._equilibrium_as_dict(),
             "attacks": [
                 {**cell, "change": _change(self.attack_changes.get(pair))}
@@ -81,9 +118,12 @@ class Hardening:
         }
 
     def _equilibrium_as_dict(self) -> dict[str, Any] | None:
-        found = self.equilibrium
-        return found and {
+        found, interval = self.equilibrium, self.equilibrium_interval
+        if found is None or interval is None:
+            return None
+        return {
             "value": found.value,
+            **interval._asdict(),
             "attackers": dict(zip(self.attackers, found.attackers, strict=True)),
             "targets": dict(zip(self.targets, found.targets, strict=True)),
         }

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.classification import Estimate, Scores, percentile_estimate
+from astra_rl.evaluation.stats.resampling import Estimate, Scores, percentile_estimate
 
 
 def krippendorff_alpha(

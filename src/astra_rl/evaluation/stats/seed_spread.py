@@ -27,7 +27,9 @@ def mean_interval(values: Sequence[float], limits: tuple[float, float | None]) -
     The smallest interval that contains two: the Student t interval of the values, cut at the
     limits, and the bootstrap over seeds with half a seed added at either limit
     (`bootstrap_interval`), which allows for collapsed seeds that a few seeds do not show. Without a
-    highest possible value it is the Student t interval.
+    highest possible value the largest one is taken; then equal values have no interval, because
+    they do not show how far others may be (with Student's t alone five seeds, of which four in five
+    collapse, cover 69%).
 
     Args:
         values: One value per seed.
@@ -35,14 +37,18 @@ def mean_interval(values: Sequence[float], limits: tuple[float, float | None]) -
     """
     if len(values) < 3:
         return None
+    low, high = limits
+    largest = max(values)
+    if high is None and min(values) == largest:
+        return None
     mean = math.fsum(values) / len(values)
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = student_quantile(0.95, len(values) - 1) * error
-    low, high = limits
-    if high is None:
-        return Interval(max(low, mean - half), mean + half)
-    between = Interval(max(low, mean - half), min(high, mean + half))
-    return hull(between, bootstrap_interval([(value, 1.0) for value in values], (low, high)))
+    between = Interval(
+        max(low, mean - half), mean + half if high is None else min(high, mean + half)
+    )
+    ends = low, largest if high is None else high
+    return hull(between, bootstrap_interval([(value, 1.0) for value in values], ends))
 
 
 def counts_by_prompt(rates: Iterable[Rate]) -> dict[Hashable, tuple[int, int]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.intervals import Interval, clustered_interval
@@ -110,15 +112,23 @@ class QueriesToSuccess:
 
     @property
     def median(self) -> float:
-        """Median over all prompts; infinite if half of them or more have no success.
+        """Median over all prompts: the fewest queries within which at least half of them succeed.
 
-        A median over prompts with a success alone would fall as fewer prompts succeed.
+        A median over prompts with a success alone would fall as fewer prompts succeed. A prompt
+        without one counts as far as it was tried (product limit: Kaplan and Meier, *JASA* 53,
+        1958). Infinite if more than half have no success, NaN without prompts.
         """
         prompts = len(self.counts) + len(self.censored)
-        at = (prompts - 1) // 2
         if not prompts:
             return math.nan
-        return float(sorted(self.counts)[at]) if at < len(self.counts) else math.inf
+        won, lost = Counter(self.counts), Counter(self.censored)
+        without, running = Fraction(1), prompts
+        for queries in sorted({*won, *lost}):
+            without *= 1 - Fraction(won[queries], running)
+            if without <= Fraction(1, 2):
+                return float(queries)
+            running -= won[queries] + lost[queries]
+        return math.inf
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astra_rl.errors import ContractError, require
+from astra_rl.evaluation.stats.intervals import Interval
 
 EXTRA = "harden"
 """Extra of this distribution that installs SciPy."""
@@ -94,6 +95,28 @@ def exploitability(
     best_attacker = max(_mean(row, targets) for row in rates)
     best_target = min(_mean(column, attackers) for column in columns)
     return best_attacker - best_target
+
+
+def exploitability_interval(intervals: Sequence[Sequence[Interval]]) -> Interval:
+    """Return where the exploitability of the uniform mixtures is if all rates are in intervals.
+
+    The largest of noisy rates is too large on average, so the exploitability of measured rates is,
+    too: with rates of 50% in 20 conversations each, four attackers and targets that are all alike
+    have 0.11 on average.
+
+    Args:
+        intervals: Interval of each rate, by attacker (rows) and target (columns), which hold
+            together; not empty.
+    """
+    low = [[each.low for each in row] for row in intervals]
+    high = [[each.high for each in row] for row in intervals]
+    gains = [max(map(_uniform, rows)) for rows in (low, high)]
+    least = [min(map(_uniform, zip(*rows, strict=True))) for rows in (low, high)]
+    return Interval(max(0.0, gains[0] - least[1]), min(1.0, gains[1] - least[0]))
+
+
+def _uniform(values: Sequence[float]) -> float:
+    return _mean(values, None)
 
 
 def _mean(values: Sequence[float], weights: Sequence[float] | None) -> float:

@@ -7,7 +7,8 @@ from typing import Any
 
 from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.charts.svg import INK, SERIES, matplotlib_module
-from astra_rl.evaluation.stats.classification import Bin, Point
+from astra_rl.evaluation.stats.score_calibration import Bin
+from astra_rl.evaluation.stats.score_curves import Point
 
 
 def calibration_panels(

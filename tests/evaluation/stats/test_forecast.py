@@ -207,3 +207,9 @@ def test_measured_rates_that_differ_by_chance_have_no_largest():
     )
     assert "99 queries" in forecast_largest_rate([(1, 5)] * 99, 1000).text
     assert "single trial" in forecast_largest_rate([(0, 1)] * 100, 1000).text
+
+
+def test_one_known_prompt_of_many_is_not_the_only_prompt():
+    found = forecast_success([(5, 5), *[(0, 0)] * 19], 100, unscored=95)
+    assert isinstance(found, NoForecast)
+    assert isinstance(forecast_success([(5, 5)], 100), Forecast)

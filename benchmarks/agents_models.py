@@ -37,7 +37,7 @@ from astra_rl.core.tool_calls import ToolCall
 SEED = 7
 VOCABULARY = 1200
 LAYERS, WIDTH = 4, 128
-AGENT_STEPS, WRITER_STEPS = 700, 120
+AGENT_STEPS, WRITER_STEPS = 700, 110
 ROLES = ("system", "user", "assistant", "tool")
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>"
@@ -210,7 +210,7 @@ def agent_chat(rng: random.Random) -> list[Message]:
 
 
 def writer_chat(
-    rng: random.Random, opened: float = 0.08, wanted: float = 0.4, stated: float = 0.6
+    rng: random.Random, opened: float = 0.2, wanted: float = 0.4, stated: float = 0.6
 ) -> list[Message]:
     """Return a brief of an attacker with the note of a guest, see `drawn_note`."""
     names = rng.sample(EVENTS, 5)

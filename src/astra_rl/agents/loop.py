@@ -151,7 +151,7 @@ class AgentTurn:
         self.attack = well_formed(str(context.turns[-1])) if context.turns else ""
         traces = [trace_of(response) for response in context.responses]
         self._earlier: list[Message] = []
-        state: State = self.world.new_state()
+        state: State = self.world.new_state(self.task.id)
         for trace in traces:
             if trace is None or trace.state is None:
                 raise ConfigurationError(
@@ -229,7 +229,11 @@ class AgentTurn:
         """
         if self._failure is not None and self.hijack != 1.0:
             return self._failure
-        said = (each.text for each in reversed(self.messages) if each.role == "assistant")
+        said = next((m.text for m in reversed(self.messages) if m.role == "assistant"), "")
+        after = self.world.answered(self.state, said)
+        if after is not self.state and self._failure is None:  # a goal can be an answer, too
+            self.state = after
+            self._grade_call()
         trace = Trace(
             tuple(self.messages),
             self.state,
@@ -239,7 +243,7 @@ class AgentTurn:
             self.failed_at,
             self.queries,
         )
-        return AgentReply(next(said, ""), trace)
+        return AgentReply(said, trace)
 
     def run_call(self, call: ToolCall) -> str:
         """Run a call, show its result to the agent, and grade the state; return the result."""

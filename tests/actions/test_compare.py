@@ -10,9 +10,11 @@ from tests.cli.running import astra_rl
 from tests.evaluation.show.report.making import unpacked
 
 from astra_rl.actions.compare import compare_runs
+from astra_rl.actions.export import export_run
 from astra_rl.actions.score import score_run
 from astra_rl.actions.seeds import compare_seeds
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.stats.percent import between
 from astra_rl.runs.recorded import summary_of_phase
 
 
@@ -149,3 +151,10 @@ def test_a_phase_that_stopped_early_and_is_scored_again_keeps_its_interval(tmp_p
     (run / "evaluation_after.json").unlink()
     score_run(run, str(judge))
     assert summary_of_phase(run, phase).asr.method != "confidence sequence"
+
+
+def test_an_export_of_a_phase_that_stopped_early_has_its_interval(tmp_path, record_run):
+    run = stopped_early(record_run(tmp_path / "x", [[0.9]] * 2 + [[0.0]] * 30))
+    exported = export_run(run, "markdown").path.read_text("utf-8")
+    assert between(summary_of_phase(run, "after").asr.interval) in exported
+    assert "confidence sequence" in exported

@@ -72,5 +72,7 @@ def export_run(
     with Recorded(folder, phase) as recorded:
         if chosen.counts_planned:
             options["planned"] = recorded.planned
+        if chosen.has_intervals:
+            options["sequential"] = recorded.sequential
         written = chosen.write(recorded, path, **options)
     return Exported(path, written)

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from astra_rl.agents.history import compacted
 from astra_rl.core.messages import Dialogue, Tool
 from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import DEFAULT_BRIEF, Conversation, Utterance, written_text
@@ -144,8 +145,9 @@ class ConversationRenderer:
     def render(self, conversation: Conversation, *, reserve: int) -> RenderedPrompt:
         """Return the prompt for the side's next turn.
 
-        A conversation that exceeds the context window is truncated: the oldest turns are dropped
-        first, then the beginning of the longest remaining text. If nothing remains, `ids` is empty.
+        An attacker of an agent reads what `astra_rl.agents.history.compacted` keeps. A conversation
+        that exceeds the context window is truncated: the oldest turns are dropped first, then the
+        beginning of the longest remaining text. If nothing remains, `ids` is empty.
 
         Args:
             conversation: The conversation so far.
@@ -157,6 +159,8 @@ class ConversationRenderer:
         """
         if isinstance(conversation, Dialogue):
             return self._dialogue_prompt(conversation, reserve)
+        if self.side == "attacker":
+            conversation = compacted(conversation)
         pieces = self._pieces(conversation)
         if self.window is None or size(pieces) <= self.window - reserve:
             return assemble(pieces, 0)

@@ -36,6 +36,8 @@ from astra_rl.evaluation.show.exports.preferences import (
 from astra_rl.evaluation.show.exports.regression import CaseResult, RegressionSuite
 from astra_rl.evaluation.show.exports.sarif import write_sarif
 from astra_rl.evaluation.show.exports.table import data_frame, write_csv, write_parquet
+from astra_rl.evaluation.stats.percent import between
+from astra_rl.evaluation.stats.sequential import confidence_sequence
 from astra_rl.infra.unicode import well_formed
 
 SCHEMA = Path(__file__).parents[2] / "data" / "sarif" / "sarif-2.1.0-rtm.5.json"
@@ -259,6 +261,30 @@ def test_a_jailbreakbench_artifact_has_one_entry_per_prompt_and_counts_queries(
     assert (first["goal"], first["prompt"], first["response"]) == ("one", "c", "yes")
     assert (first["queries_to_jailbreak"], first["number_of_queries"]) == (3, 3)
     assert (second["jailbroken"], second["queries_to_jailbreak"]) == (False, None)
+
+
+def test_a_jailbreakbench_artifact_does_not_call_unknown_outcomes_safe(attempt, turn, tmp_path):
+    rows = [
+        attempt(turn("a", "yes", 0.9), opening="one"),
+        attempt(turn("b", "?", None), opening="one", trial=1),
+        attempt(turn("c", "no", 0.1), opening="two"),
+        attempt(turn("d", "?", None), opening="three"),
+        attempt(turn("e", "no", 0.1), opening="three", trial=1),
+    ]
+    assert write_jailbreakbench(rows, tmp_path / "j.json") == 2
+    data = json.loads((tmp_path / "j.json").read_text())
+    assert data["parameters"]["attack_success_rate"] == 0.5  # of "one" and "two"
+    assert data["parameters"]["method_parameters"] == {"prompts_left_out": 1}
+    nothing = [attempt(turn("d", "?", None), opening="three")]
+    write_jailbreakbench(nothing, tmp_path / "n.json")
+    found = json.loads((tmp_path / "n.json").read_text())["parameters"]
+    assert found["attack_success_rate"] is None
+
+
+def test_markdown_of_an_evaluation_that_could_stop_early_has_its_interval(attempts):
+    text = markdown_summary(attempts, sequential=True)
+    assert "confidence sequence" in text
+    assert between(confidence_sequence([1.0, 1.0, 0.0])) in text
 
 
 def test_tables_show_the_opening_that_was_asked_with_the_attack(attempt, turn, tmp_path):

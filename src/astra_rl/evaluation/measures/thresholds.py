@@ -69,12 +69,19 @@ class ScoreTable:
         self._without.append(_is_known_without_scores(attempt))
         self._prompts.append(self._numbers.setdefault(attempt.prompt_id, len(self._numbers)))
 
-    def rates(self, judge: str, thresholds: Sequence[float] = THRESHOLDS) -> list[AtThreshold]:
+    def rates(
+        self,
+        judge: str,
+        thresholds: Sequence[float] = THRESHOLDS,
+        *,
+        sequential: bool = False,
+    ) -> list[AtThreshold]:
         """Compute the success rate at each threshold by the scores of one judge.
 
         Args:
             judge: Name of a judge, also of one that scored nothing.
             thresholds: In (0, 1].
+            sequential: Whether the evaluation could stop early, see `Rate`.
         """
         column = self._judges.get(judge)
         if column is None:
@@ -87,16 +94,24 @@ class ScoreTable:
         for threshold in thresholds:
             below = int(np.searchsorted(ordered, threshold))
             if below not in found:
-                found[below] = self._rate(scores >= threshold, known_below)
+                found[below] = self._rate(scores >= threshold, known_below, sequential)
             rates.append(AtThreshold(threshold, found[below]))
         return rates
 
-    def _rate(self, fails: NDArray[np.bool_], known_below: NDArray[np.bool_]) -> Rate:
+    def _rate(
+        self, fails: NDArray[np.bool_], known_below: NDArray[np.bool_], sequential: bool
+    ) -> Rate:
         known = fails | known_below
         selective = bool((~known & np.asarray(self._several).astype(np.bool_)).any())
         if len(self._numbers) == len(known):  # one attempt at each prompt
             successes, trials = int(fails.sum()), int(known.sum())
-            return Rate(successes, trials, unscored=len(known) - trials, selective=selective)
+            return Rate(
+                successes,
+                trials,
+                unscored=len(known) - trials,
+                sequential=sequential,
+                selective=selective,
+            )
         prompts = np.asarray(self._prompts).astype(np.intp)
         won, of, unknown = (
             np.bincount(prompts, weights=each, minlength=len(self._numbers)).astype(int).tolist()
@@ -105,6 +120,7 @@ class ScoreTable:
         return Rate.of_prompts(
             zip(won, of, strict=True),
             unscored=int(len(known) - known.sum()),
+            sequential=sequential,
             selective=selective,
             unscored_by_prompt=unknown,
         )

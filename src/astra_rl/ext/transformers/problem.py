@@ -182,6 +182,7 @@ class HFASTProblem(ASTProblem):
         self._baseline_scores = ScoreCache(MAX_CACHED_BASELINE_SCORES)
         self._reference = MovingReference(self.attacker, self.baseline, has_adapter=has_adapter)
         self._prefix_caches: dict[str, ConversationCache] = {}
+        self._attacks_untrained = False
         for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
             check_model(role, model, self.attacker_sampling)
         self.gradient_checkpointing = gradient_checkpointing
@@ -284,6 +285,15 @@ class HFASTProblem(ASTProblem):
             self.attacker_sampling = original
 
     @contextlib.contextmanager
+    def attacking_untrained(self) -> Iterator[None]:
+        """Context in which attacks are sampled from the frozen reference model."""
+        self._attacks_untrained = True
+        try:
+            yield
+        finally:
+            self._attacks_untrained = False
+
+    @contextlib.contextmanager
     def conversing(self) -> Iterator[None]:
         """Context with prefix caches for attacker and target: a turn computes only new tokens.
 
@@ -307,6 +317,8 @@ class HFASTProblem(ASTProblem):
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
+        if self._attacks_untrained:
+            return self.rollout_prompt_with_baseline(contexts)
         return self._extracted(
             generate_turns(
                 self.attacker,

@@ -38,6 +38,7 @@ class Export:
         write: Writer, called with attempts (an iterable or an `AttemptSource`) and a path. It
             returns the number of entries, or another object whose text says what was written.
         counts_planned: Whether `write` also takes `planned`, the number of planned attempts.
+        has_intervals: Whether `write` also takes `sequential`, see `Rate`.
         extra: Extra of this distribution that it needs; empty if it needs none.
     """
 
@@ -45,6 +46,7 @@ class Export:
     purpose: str
     write: Callable[..., Any]
     counts_planned: bool = False
+    has_intervals: bool = False
     extra: str = ""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -69,6 +71,7 @@ EXPORTS: Registry[Any] = Registry(
             "numbers and findings, for a pull-request comment",
             write_markdown,
             counts_planned=True,
+            has_intervals=True,
         ),
         "jailbreakbench": Export(
             "jailbreakbench.json", "a JailbreakBench artifact", write_jailbreakbench
@@ -81,6 +84,7 @@ EXPORTS: Registry[Any] = Registry(
             "an evaluation log of Inspect",
             write_inspect_log,
             counts_planned=True,
+            has_intervals=True,
             extra="inspect",
         ),
         "preferences": Export(

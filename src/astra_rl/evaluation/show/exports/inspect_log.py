@@ -42,7 +42,11 @@ _FILE_NAME = re.compile(r"[\w.-]{1,100}")
 
 
 def write_inspect_log(
-    attempts: Iterable[Attempt] | AttemptSource, path: str | Path, *, planned: int | None = None
+    attempts: Iterable[Attempt] | AttemptSource,
+    path: str | Path,
+    *,
+    planned: int | None = None,
+    sequential: bool = False,
 ) -> int:
     """Write a log that Inspect's ``read_eval_log`` and ``inspect view`` open; return its samples.
 
@@ -58,13 +62,16 @@ def write_inspect_log(
         attempts: Attempts.
         path: Output file; it should end in ``.eval``.
         planned: Number of planned attempts; those never made count as unknown.
+        sequential: Whether the evaluation could stop early, see `Rate`.
 
     Raises:
         MissingDependencyError: inspect_ai is not installed.
     """
     log = require("inspect_ai.log", extra="inspect")
     source = source_of(attempts)
-    summary = summarise_prompts(by_prompt(source.rows(order="prompt")), planned=planned)
+    summary = summarise_prompts(
+        by_prompt(source.rows(order="prompt")), planned=planned, sequential=sequential
+    )
     # Credentials of the environment are known inside the block, where the samples are made.
     with atomic_binary_file(path) as file:
         about, samples = _About(), []

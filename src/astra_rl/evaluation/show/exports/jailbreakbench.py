@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES
 from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import write_json
@@ -29,7 +30,8 @@ def write_jailbreakbench(
 
     The goal is that of the opening, else its prompt; the id of the prompt is the behavior. In
     conversations of several turns, ``prompt`` and ``response`` are of the first successful turn, or
-    of the last turn.
+    of the last turn. The format has no unknown outcome, so a prompt without a success of which an
+    outcome is unknown is left out, and ``method_parameters`` has ``prompts_left_out``.
 
     Args:
         attempts: Attempts of one attacker against one target.
@@ -55,8 +57,9 @@ def write_jailbreakbench(
         )
     attacker, target = pairs.pop()
     groups = groupby(source.attempts(order="prompt"), key=attrgetter("prompt_id"))
-    jailbreaks = [_entry(index[prompt], group) for prompt, group in groups]
-    jailbreaks.sort(key=itemgetter("index"))
+    entries = [_entry(index[prompt], group) for prompt, group in groups]
+    jailbreaks = sorted((each for each in entries if each), key=itemgetter("index"))
+    unknown = {"prompts_left_out": left} if (left := len(entries) - len(jailbreaks)) else {}
     won = sum(entry["jailbroken"] for entry in jailbreaks)
     data = {
         "parameters": {
@@ -72,7 +75,7 @@ def write_jailbreakbench(
             "total_response_tokens": _total(jailbreaks, "response_tokens"),
             "evaluation_date": datetime.now(UTC).date().isoformat(),
             "evaluation_llm_provider": provider,
-            "method_parameters": dict(parameters or {}),
+            "method_parameters": {**(parameters or {}), **unknown},
         },
         "jailbreaks": jailbreaks,
     }
@@ -80,9 +83,13 @@ def write_jailbreakbench(
     return len(jailbreaks)
 
 
-def _entry(index: int, attempts: Iterable[Attempt]) -> dict[str, Any]:
-    """Return the entry of a prompt, from its attempts in the order of their trials."""
+def _entry(index: int, attempts: Iterable[Attempt]) -> dict[str, Any] | None:
+    """Return the entry of a prompt, from its attempts in the order of their trials.
+
+    None if it is not known whether one of them succeeded.
+    """
     queries = 0
+    is_known = True
     to_jailbreak: int | None = None
     attack_tokens: list[int | None] = []
     response_tokens: list[int | None] = []
@@ -91,9 +98,12 @@ def _entry(index: int, attempts: Iterable[Attempt]) -> dict[str, Any]:
             attempt = each  # the first success, or else the last attempt
             if each.failing_turn:
                 to_jailbreak = queries + each.queries_per_turn * (each.first_failing_turn or 0)
+        is_known &= each.outcome in KNOWN_OUTCOMES
         queries += each.queries_per_turn * len(each.sent)
         attack_tokens += [turn.attack_tokens for turn in each.turns]
         response_tokens += [turn.response_tokens for turn in each.turns]
+    if to_jailbreak is None and not is_known:
+        return None
     shown = attempt.failing_turn or (attempt.turns[-1] if attempt.turns else None)
     return {
         "index": index,

@@ -21,22 +21,31 @@ TEXT_LIMIT = 200
 
 
 def write_markdown(
-    attempts: Iterable[Attempt] | AttemptSource, path: str | Path, *, planned: int | None = None
+    attempts: Iterable[Attempt] | AttemptSource,
+    path: str | Path,
+    *,
+    planned: int | None = None,
+    sequential: bool = False,
 ) -> int:
     """Write `markdown_summary` to a file; return the number of attempts."""
     source = source_of(attempts)
-    write_atomic(path, markdown_summary(source, planned=planned))
+    write_atomic(path, markdown_summary(source, planned=planned, sequential=sequential))
     return sum(1 for _ in source.rows())
 
 
 def markdown_summary(
-    attempts: Iterable[Attempt] | AttemptSource, *, planned: int | None = None, most: int = 10
+    attempts: Iterable[Attempt] | AttemptSource,
+    *,
+    planned: int | None = None,
+    sequential: bool = False,
+    most: int = 10,
 ) -> str:
     """Return a table of numbers, and the kinds of successful attack, most frequent first.
 
     Args:
         attempts: Attempts of one or several attackers and targets.
         planned: Number of planned attempts; used for a single attacker and target only.
+        sequential: Whether the evaluation could stop early, see `Rate`.
         most: Maximum number of kinds of attack.
     """
     source = source_of(attempts)
@@ -45,7 +54,11 @@ def markdown_summary(
     for pair in pairs:
         attacker, target, judge, threshold = pair
         rows = (row for row in source.rows(order="prompt") if _pair(row) == pair)
-        summary = summarise_prompts(by_prompt(rows), planned=planned if len(pairs) == 1 else None)
+        summary = summarise_prompts(
+            by_prompt(rows),
+            planned=planned if len(pairs) == 1 else None,
+            sequential=sequential,
+        )
         lines += [
             f"{markdown_text(attacker)} against {markdown_text(target)}, judged by "
             f"{markdown_text(judge)} (success: score of at least {threshold:g}):",

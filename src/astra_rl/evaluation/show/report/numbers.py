@@ -162,7 +162,7 @@ class Numbers:
 
     def rates_by_threshold(self, judge: str) -> list[AtThreshold]:
         """Return the attack success rate by the scores of a judge at each threshold."""
-        return self._scores.rates(judge)
+        return self._scores.rates(judge, sequential=self.summary.asr.sequential)
 
     @property
     def by_category(self) -> dict[str, Rate]:

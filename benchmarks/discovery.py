@@ -21,7 +21,7 @@ from typing import Any
 
 from common import RESULTS, Row, save
 
-from astra_rl.algorithms import GRPO
+from astra_rl.algorithms import GRPO, ExpertIteration
 from astra_rl.bench import Discovery, Measured, PlantedTarget, discovered, over_seeds, play
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.infra.jsonio import write_json
@@ -31,6 +31,9 @@ HELD_OUT = 1000
 """Added to the seed of a held-out game."""
 BUDGETS = (512, 2048, 8000, 20032)
 """Calls after which discovery is measured: multiples of a training step."""
+AFTER = 0
+"""Key of what the trained attacker does without exploration, after another opening."""
+AFTER_CALLS = 2048
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,23 @@ def pays_discovery(exhausted: int | None = None) -> RewardPart:
     return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
 
 
+def imitates_kinds(problem: Any) -> ExpertIteration:
+    """Return imitation of the first successes of each kind, and exploration."""
+    return ExpertIteration(
+        problem,
+        best=8,
+        min_reward=0.3,  # the first three of a kind
+        replay_share=0.8,
+        replay_similarity=1.0,
+        rehearse=16,
+        untrained_share=0.3,
+        tempered_share=0.5,
+        temperatures=(1.5, 2.0),
+    )
+
+
 PAYS = "grpo + kind_novelty"
+IMITATES = "expert iteration + kind_novelty"
 METHODS = {
     "untrained": Method(GRPO, settings={"lr": 1e-12}),
     "grpo": Method(demo_grpo, settings={"lr": 1e-3}),
@@ -67,30 +86,36 @@ METHODS = {
     f"{PAYS}, exhausted at 8": Method(
         lambda problem: demo_grpo(problem, kl=0.01), lambda: pays_discovery(8), {"lr": 3e-3}
     ),
+    IMITATES: Method(imitates_kinds, pays_discovery, {"lr": 1e-3}),
 }
 
 
 def cell(
     name: str, modes: int, seed: int, budgets: Sequence[int], folder: Path
 ) -> dict[int, Discovery]:
-    """Return what a method found with each number of calls, from an earlier session if it can."""
+    """Return what a method found with each number of calls, and `AFTER` them.
+
+    It is read from the results folder, if an earlier session played it.
+    """
     calls = budgets[-1]
     file = folder / f"{name.replace(' ', '').replace(',', '-')}-{modes}-{seed}-{calls}.json"
     if not file.exists():
         method = METHODS[name]
         reward = None if method.reward is None else method.reward()
         target = PlantedTarget(modes, seed=seed)
-        made = play(target, method.make, calls=calls, reward=reward, seed=seed, **method.settings)
-        found = [discovered(target, made[:budget]).as_dict() for budget in budgets]
+        played = play(target, method.make, calls=calls, reward=reward, seed=seed, **method.settings)
+        made = {budget: played.calls[:budget] for budget in budgets}
+        made[AFTER] = played.held_out(AFTER_CALLS, seed=seed)
+        found = {key: discovered(target, each).as_dict() for key, each in made.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(found, file)
     rows = json.loads(file.read_text(encoding="utf-8"))
     return {
-        row["calls"]: Discovery(
-            **{key: math.nan if value is None else value for key, value in row.items()}
+        int(key): Discovery(
+            **{name: math.nan if value is None else value for name, value in row.items()}
             | {"found": tuple(row["found"])}
         )
-        for row in rows
+        for key, row in rows.items()
     }
 
 
@@ -109,7 +134,8 @@ def table(found: Mapping[tuple[str, int], Mapping[str, Measured]]) -> str:
             numbers["effective_modes"].text(1),
             numbers["false_alarms"].text(3),
         ]
-        lines.append(f"| {name} | {calls:,} | {' | '.join(cells)} |")
+        when = "after training" if calls == AFTER else f"{calls:,}"
+        lines.append(f"| {name} | {when} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -147,20 +173,31 @@ def plot(whole: Mapping[str, Mapping[int, Discovery]], path: Path) -> None:
         pyplot.close(figure)
 
 
-def bars(at_end: Mapping[str, Mapping[str, Measured]], modes: int, calls: int) -> list[Row]:
-    """Return the goals of the reward that pays discovery, if it was played, and their ratio."""
-    best, today = at_end.get(PAYS), at_end.get("grpo")
-    if best is None:
-        return []
+def bars(
+    measured: Mapping[tuple[str, int], Mapping[str, Measured]], modes: int, calls: int
+) -> list[Row]:
+    """Return the goals of the methods that pay discovery, beside GRPO with the score alone."""
     of = f"K = {modes}, {calls:,} calls"
-    detail = {name: each.as_dict() for name, each in best.items()}
-    rows = [
-        Row(f"recall of modes, {of}", best["recall"].mean, 0.9, unit="", detail=detail),
-        Row(f"recall by ordinary use, {of}", best["weighted_recall"].mean, 0.99, unit=""),
-    ]
-    if today is not None:
-        ratio = best["recall"].mean / today["recall"].mean
-        rows.append(Row(f"recall of modes / that of GRPO with the score alone, {of}", ratio, 2.0))
+    rows = []
+    for name in (PAYS, IMITATES):
+        at_end = measured.get((name, calls))
+        if at_end is None:
+            continue
+        detail = {key: each.as_dict() for key, each in at_end.items()}
+        rows += [
+            Row(f"{name}: recall, {of}", at_end["recall"].mean, 0.9, unit="", detail=detail),
+            Row(f"{name}: recall by use, {of}", at_end["weighted_recall"].mean, 0.99, unit=""),
+        ]
+        if ("grpo", calls) in measured:
+            today, after = measured["grpo", calls], measured["grpo", AFTER]
+            own = measured[name, AFTER]
+            recall = at_end["recall"].mean / today["recall"].mean
+            kinds = own["effective_modes"].mean / after["effective_modes"].mean
+            rows += [
+                Row(f"{name}: recall / grpo, {of}", recall, 2.0),
+                Row(f"{name}: held-out success", own["success"].mean, 0.8, unit=""),
+                Row(f"{name}: held-out effective modes / grpo", kinds, 3.0),
+            ]
     return rows
 
 
@@ -186,16 +223,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(name, seed, flush=True)
     found = {
         (name, budget): {seed: each[budget] for seed, each in by_seed.items()}
-        for (name, by_seed), budget in product(played.items(), budgets)
+        for (name, by_seed), budget in product(played.items(), [*budgets, AFTER])
     }
     measured = {key: over_seeds(by_seed) for key, by_seed in found.items()}
     print(f"\n{table(measured)}\n")
-    at_end = {name: measured[name, chosen.calls] for name in chosen.methods}
     if chosen.plot is not None:
         plot({name: found[name, chosen.calls] for name in chosen.methods}, chosen.plot)
     save(
         f"discovery_{chosen.modes}{'_held_out' * chosen.held_out}",
-        bars(at_end, chosen.modes, chosen.calls),
+        bars(measured, chosen.modes, chosen.calls),
         table=[
             {"method": name, "calls": calls, **{key: each.as_dict() for key, each in row.items()}}
             for (name, calls), row in measured.items()

@@ -74,6 +74,43 @@ def test_what_worked_before_is_learned_again():
     }
 
 
+def test_what_worked_before_is_rehearsed_although_nothing_worked():
+    algorithm = ExpertIteration(ToyProblem(), min_reward=0.5, rehearse=3)
+    for attack in (" boom", " tree"):
+        prepared(algorithm, graph((attack, 0.9)))
+    assert {step.attack for step in prepared(algorithm, graph((" rain", 0.0)))} == {
+        " boom",
+        " tree",
+    }
+    many = graph(*((f" song{number}", 0.9) for number in range(4)))
+    algorithm.best = 4
+    assert len(prepared(algorithm, many)) == 4 + 2  # half of them replayed, as far as known
+    assert len(prepared(algorithm, graph((" rain", 0.0)))) == 3
+
+
+def test_the_untrained_attacker_plays_its_share():
+    """With a share of 1 a trained attacker's experience has the attacks of an untrained one."""
+    trained, untrained = letter_game(), letter_game()
+    learn(lambda problem: ExpertIteration(problem, best=2), trained, steps=20)
+    explores = ExpertIteration(trained.problem, untrained_share=1.0).collector
+    plain = ExpertIteration(trained.problem).collector
+    fresh = ExpertIteration(untrained.problem).collector
+
+    def attacks(collector, environment):
+        graphs = collector.collect(environment, 7, 4).kept
+        return [node.attack for graph in graphs for node in graph.nodes()]
+
+    assert attacks(explores, trained) == attacks(fresh, untrained)
+    assert attacks(plain, trained) != attacks(fresh, untrained)  # and it is trained again
+
+
+def test_a_problem_that_cannot_play_the_untrained_attacker_is_named():
+    algorithm = ExpertIteration(ToyProblem(), untrained_share=1.0)
+    environment = ASTEnvironment(algorithm.problem, ["one"], tree_width=2, tree_depth=1)
+    with pytest.raises(ConfigurationError, match="untrained_share to 0"):
+        algorithm.collector.collect(environment, 0, 1)
+
+
 def test_expert_iteration_goes_on_from_json_as_if_nothing_had_happened():
     algorithm, other = (ExpertIteration(ToyProblem(), min_reward=0.0) for _ in range(2))
     for attack in (" boom", " tree", " rain"):
@@ -252,7 +289,17 @@ def test_the_second_stage_takes_over_what_the_first_one_found():
 
 
 @pytest.mark.parametrize(
-    "options", [{"best": 0}, {"min_reward": nan}, {"replay": -1}, {"replay_share": 1.0}]
+    "options",
+    [
+        {"best": 0},
+        {"min_reward": nan},
+        {"replay": -1},
+        {"replay_share": 1.0},
+        {"rehearse": -1},
+        {"untrained_share": 2.0},
+        {"tempered_share": -0.5},
+        {"temperatures": (0.0, 1.0)},
+    ],
 )
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(ConfigurationError, match=next(iter(options))):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from astra_rl.algorithms import GRPO
+from astra_rl.algorithms import GRPO, ExpertIteration
 from astra_rl.bench import (
     Call,
     CallLog,
@@ -103,14 +103,38 @@ def test_an_untrained_attacker_finds_what_its_probabilities_say_and_a_trained_on
     Four standard errors of a sum of independent indicators.
     """
     target = PlantedTarget(50, seed=1)
-    calls = play(target, GRPO, calls=1024, lr=1e-12)
+    untrained = play(target, GRPO, calls=1024, lr=1e-12)
     chances = [1 - (1 - mode.probability) ** 1024 for mode in target.game.modes]
     spread = 4 * math.sqrt(sum(p * (1 - p) for p in chances))
-    found = discovered(target, calls)
+    found = discovered(target, untrained.calls)
     assert abs(found.recall * 50 - sum(chances)) < spread
-    assert len(calls) == 1024
+    assert len(untrained.calls) == 1024
     trained = play(target, GRPO, calls=1024, lr=3e-3)
-    assert discovered(target, trained[-256:]).success > 0.5
+    assert discovered(target, trained.calls[-256:]).success > 0.5
+    held_out = discovered(target, trained.held_out(256))
+    assert held_out.calls == 256
+    assert held_out.success > discovered(target, untrained.held_out(256)).success + 0.2
+
+
+@pytest.mark.slow
+def test_an_untrained_share_finds_what_the_trained_attacker_forgot():
+    """All experiences of the untrained attacker: the calls are those of ordinary use."""
+    target = PlantedTarget(50, seed=1)
+    options = {"best": 8, "min_reward": 0.5, "rehearse": 16}
+    played = [
+        play(
+            target,
+            lambda problem, share=share: ExpertIteration(problem, untrained_share=share, **options),
+            calls=1024,
+            lr=3e-3,
+        )
+        for share in (0.0, 1.0)
+    ]
+    success = [discovered(target, each.calls[512:]).success for each in played]
+    ordinary = sum(mode.probability for mode in target.game.modes)
+    assert success[0] > 0.5
+    assert abs(success[1] - ordinary) < 4 * math.sqrt(ordinary * (1 - ordinary) / 512)
+    assert discovered(target, played[1].held_out(256)).success > ordinary + 0.2
 
 
 def test_the_log_of_calls_is_restored_from_the_state_of_a_training(tmp_path: Path):

@@ -31,6 +31,9 @@ class Models:
     def get_baseline_logprobs(self, contexts, continuations):
         return self._rows(continuations, 2.0)
 
+    def get_slot_logprobs(self, contexts, continuations):
+        return self._rows(continuations, 3.0)
+
     def get_response_logprobs(self, contexts, responses):
         self.asked.append([str(each) for each in contexts])
         return self._rows(responses, 1.0)

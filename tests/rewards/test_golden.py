@@ -1,8 +1,9 @@
 """Every part of a reward on one conversation made by hand, its value derived on paper.
 
 Two attacks were tried beside each other. Nats of words under the target: red 1, tree 3, sky 2, all
-others 1; the attacker finds them half as unlikely, the baseline twice. The embedder counts red,
-tree and sky, so the attacks have a cosine of 1/2, and "red tree" is what they are about.
+others 1; the attacker finds them half as unlikely, the baseline twice, in a slot three times. The
+embedder counts red, tree and sky, so the attacks have a cosine of 1/2, and "red tree" is what they
+are about.
 """
 
 import math
@@ -38,6 +39,7 @@ refusal, talk_of_trees = ScriptedModerator({"no": 1.0}), ScriptedModerator({"tre
 GOLDEN = {
     "harm": ({}, (0.8, 0.1)),
     "attack_nll": ({}, ((1 + 3) / 2, (1 + 2) / 2)),
+    "slot_nll": ({}, (3 * (1 + 3) / 2, 3 * (1 + 2) / 2)),
     "attack_probability": ({}, (math.exp(-4), math.exp(-3))),
     "min_k": ({"k": 1}, (-2 * 3, -2 * 2)),
     "kl": ({}, (2 * 4 - 0.5 * 4, 2 * 3 - 0.5 * 3)),

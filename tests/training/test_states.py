@@ -30,6 +30,7 @@ from astra_rl.training.states import load_state, save_state, states
 OPTIONS = {
     "a2c": {"alpha": 0.01},
     "dr_grpo": {"max_tokens": 4},
+    "expert_iteration": {"untrained_share": 0.5, "tempered_share": 0.5, "rehearse": 4},
     "kto": {"threshold": None},
     "ppo": {"kl_in_reward": 0.01, "kl_target": 8.0},
     "ppo_lagrangian": {"constraints": {"harm_response": {"at_least": 0.9}}},

@@ -15,11 +15,18 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from astra_rl.agents.assignment import Assignment
+from astra_rl.agents.history import (
+    NOT_TAKEN_BACK,
+    TAKEN_BACK,
+    is_back,
+    kept_turns,
+    known_traces,
+)
 from astra_rl.agents.registry import load_world
 from astra_rl.agents.tools import ToolError
 from astra_rl.agents.world import State, World, WorldFailure
 from astra_rl.core.contracts import check_length
-from astra_rl.core.messages import AgentReply, Dialogue, Message, Tool, Trace, trace_of
+from astra_rl.core.messages import AgentReply, Dialogue, Message, Tool, Trace
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, NoReply, Utterance
 from astra_rl.core.tool_calls import ToolCall, parse_calls
@@ -149,22 +156,18 @@ class AgentTurn:
         self.goal = self.world.goal(assignment.goal)
         self.limits = assignment.limits
         self.attack = well_formed(str(context.turns[-1])) if context.turns else ""
-        traces = [trace_of(response) for response in context.responses]
-        self._earlier: list[Message] = []
-        state: State = self.world.new_state()
-        for trace in traces:
-            if trace is None or trace.state is None:
-                raise ConfigurationError(
-                    "a conversation with an agent cannot go on from a response whose state is not "
-                    "known; replay it from its opening."
-                )
-            self._earlier += earlier_messages(trace)
-            state = copy.deepcopy(dict(trace.state))
-        self.state = state
+        traces = kept_turns(known_traces(context.responses))
         self.calls = self.tokens = self.queries = 0
         self.ended = ""
         self.failed_at: int | None = None
         self._failure: str | None = None  # a reply that is missing or withheld
+        if assignment.rollback and is_back(self.attack):
+            self._take_back(traces)
+            return
+        self._earlier: list[Message] = []
+        for trace in traces:
+            self._earlier += earlier_messages(trace)
+        self.state = self._state_after(traces)
         request = AGAIN if traces else self.task.request
         self.placed = self._place(assignment.slot, request)
         self.messages = [self._marked(Message("user", self.placed.request))]
@@ -173,6 +176,21 @@ class AgentTurn:
         self._grade = self._graded(self.goal.reached)
         self.hijack = None if self._grade is None else 0.0
         self._started = time.monotonic()
+
+    def _state_after(self, traces: Sequence[Trace]) -> State:
+        return copy.deepcopy(dict(traces[-1].state or {})) if traces else self.world.new_state()
+
+    def _take_back(self, traces: Sequence[Trace]) -> None:
+        """Make this a turn without messages, after which the state is that before the last turn.
+
+        A turn that brought the goal closer stays: if it could be done again, it would be paid for
+        again.
+        """
+        stays = not traces or traces[-1].hijack != 0.0
+        self.state = self._state_after(traces if stays else traces[:-1])
+        self.ended = NOT_TAKEN_BACK if stays else TAKEN_BACK
+        self.messages = []
+        self.hijack = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -239,7 +257,7 @@ class AgentTurn:
             self.failed_at,
             self.queries,
         )
-        return AgentReply(next(said, ""), trace)
+        return AgentReply(next(said, "" if self.messages else f"({self.ended})"), trace)
 
     def run_call(self, call: ToolCall) -> str:
         """Run a call, show its result to the agent, and grade the state; return the result."""

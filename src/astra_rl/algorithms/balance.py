@@ -21,10 +21,10 @@ from typing import Annotated, Any, TypedDict
 import torch
 from torch import Tensor
 
+from astra_rl.algorithms.exploration import Exploration
 from astra_rl.algorithms.losses import sequence_logprob
 from astra_rl.algorithms.options import BALANCE
 from astra_rl.algorithms.replay import Replay, ReplayEntry
-from astra_rl.algorithms.temperature_exploration import TemperatureExploration
 from astra_rl.core.algorithm import Algorithm, halves_by_row
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import (
@@ -143,7 +143,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         self.replay_share = replay_share
         self.replay_temperature = temperature if replay_temperature is None else replay_temperature
         self.memory = Replay(replay, replay_similarity, replay_min_reward, rank=self._log_reward)
-        self.collector = TemperatureExploration(tempered_share, *temperatures)
+        self.collector = Exploration(tempered_share, *temperatures)
         self._experiences = 0
         self._metrics: Metrics = {}
 
@@ -152,7 +152,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         """Raise unless options are in range."""
         super().check_options(**options)
         if "temperatures" in options:
-            TemperatureExploration(0.0, *options["temperatures"])
+            Exploration(0.0, *options["temperatures"])
 
     @abstractmethod
     def loss(self, logprobs: Tensor, batch: BalanceBatch) -> Tensor:

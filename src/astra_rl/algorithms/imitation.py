@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from astra_rl.algorithms.exploration import Exploration
 from astra_rl.algorithms.losses import masked_mean, reduce_tokens, sequence_logprob
-from astra_rl.algorithms.options import REPLAY
+from astra_rl.algorithms.options import EXPLORATION, REPLAY
 from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.collector import Collected, Collector
@@ -26,7 +27,7 @@ from astra_rl.core.text import Conversation, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.infra.documentation import document_options
-from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, check_ranges
+from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, Share, check_ranges
 from astra_rl.infra.registry import named
 
 ImitationStep = ScoredAttack
@@ -75,17 +76,25 @@ class Imitation(Algorithm[str, str, ImitationStep, ImitationBatch]):
 
 
 @named("expert_iteration")
-@document_options(REPLAY)
+@document_options({**REPLAY, **EXPLORATION})
 class ExpertIteration(Imitation):
     """Expert iteration (Anthony et al. 2017; best-of-n distillation): SFT on the best attacks.
 
     The best attacks of each set of siblings enter a replay buffer without near-duplicates; each
     experience trains on its own best attacks and on replayed ones.
 
+    With a reward that pays only for new kinds of failure (`KindNovelty`) the buffer has one or two
+    attacks of each kind that was found, and `rehearse` trains on all kinds alike, however often
+    each was found. Experiences of the untrained attacker then find what the trained one no longer
+    tries.
+
     Args:
         problem: Computes log-probabilities of the attacker.
         best: Maximum number of attacks taken from each set of siblings; at least 1.
         min_reward: Minimum reward of such an attack. None: the mean reward of the selected attacks.
+        rehearse: Least number of attacks that an experience trains on, as far as the buffer has
+            them; 0 trains on none if no attack was selected.
+        untrained_share: Share of the experiences that the untrained attacker plays, in [0, 1].
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -100,13 +109,21 @@ class ExpertIteration(Imitation):
         replay: CountOrZero = 1000,
         replay_share: Decay = 0.5,
         replay_similarity: Annotated[float, Range(gt=0, le=1)] = 0.8,
+        rehearse: CountOrZero = 0,
+        untrained_share: Share = 0.0,
+        tempered_share: Share = 0.0,
+        temperatures: tuple[float, float] = (0.5, 2.0),
     ) -> None:
         super().__init__(problem)
-        ExpertIteration.check_options(best=best, min_reward=min_reward, replay_share=replay_share)
+        ExpertIteration.check_options(
+            best=best, min_reward=min_reward, replay_share=replay_share, rehearse=rehearse
+        )
         self.best = best
         self.min_reward = min_reward
         self.replay_share = replay_share
+        self.rehearse = rehearse
         self.memory = Replay(replay, replay_similarity)
+        self.collector = Exploration(tempered_share, *temperatures, untrained_share=untrained_share)
         self._experiences = 0
         self._metrics: Metrics = {}
 
@@ -129,7 +146,8 @@ class ExpertIteration(Imitation):
         if bar is None and steps:
             bar = sum(step.reward for step in steps) / len(steps)
         chosen = [step for step in steps if bar is None or step.reward >= bar]
-        wanted = round(len(chosen) * self.replay_share / (1 - self.replay_share))
+        share = len(chosen) * self.replay_share / (1 - self.replay_share)
+        wanted = max(round(share), self.rehearse - len(chosen))
         known = self.memory.entries
         remembered = random.sample(known, min(wanted, len(known)))
         self.memory.add(ReplayEntry(step.context, step.attack, step.reward) for step in chosen)

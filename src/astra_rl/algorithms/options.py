@@ -93,6 +93,10 @@ REPLAY = {
     "replay_similarity": "Jaccard similarity of words, in (0, 1], from which on two attacks of one "
     "context are duplicates; the one with the higher reward stays.",
 }
+EXPLORATION = {
+    "tempered_share": "Share of experiences sampled at another temperature, in [0, 1].",
+    "temperatures": "Bounds of these sampling temperatures, drawn uniformly; both positive.",
+}
 BALANCE = {
     "temperature": "Reward temperature: a reward of 1 multiplies the target probability of an "
     "attack by exp(1 / temperature); positive.",
@@ -102,8 +106,7 @@ BALANCE = {
     "replay_min_reward": "Minimum reward of an attack to enter the replay buffer.",
     "replay_temperature": "Replayed attacks are drawn with weight exp(reward / "
     "replay_temperature); positive. None: temperature.",
-    "tempered_share": "Share of experiences sampled at another temperature, in [0, 1].",
-    "temperatures": "Bounds of these sampling temperatures, drawn uniformly; both positive.",
+    **EXPLORATION,
     "annealing": "Initial divisor of log R, which delays convergence to early finds; 1 is off.",
     "annealing_experiences": "Number of experiences in which the divisor falls linearly to 1.",
 }

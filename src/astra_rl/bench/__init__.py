@@ -17,7 +17,7 @@ from astra_rl.bench.discovery import (
 )
 from astra_rl.bench.game import Mode, PlantedGame
 from astra_rl.bench.parts import PlantedTarget, planted_attacker, save_planted_attacker
-from astra_rl.bench.play import CallLog, discovered, play
+from astra_rl.bench.play import CallLog, Played, discovered, play
 
 __all__ = [
     "Call",
@@ -29,6 +29,7 @@ __all__ = [
     "NoTraining",
     "PlantedGame",
     "PlantedTarget",
+    "Played",
     "discovered",
     "discovery",
     "expected_recall",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from astra_rl.bench.discovery import Call, Discovery, KnownModes, discovery
-from astra_rl.bench.parts import REPORTED, START, PlantedTarget, planted_attacker
+from astra_rl.bench.parts import HELD_OUT, REPORTED, START, PlantedTarget, planted_attacker
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph
+from astra_rl.core.seeding import episode_seeds
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
@@ -40,10 +42,7 @@ class CallLog(TrainerCallback):
 
     def on_experience(self, trainer: AnyTrainer, graphs: Sequence[Graph[Any, Any]]) -> None:
         """Record the calls of an experience, in order."""
-        for node in (node for graph in graphs for node in graph.nodes()):
-            harm = node.reward_terms.get(RESPONSE_HARM, float("nan"))
-            reported = not is_missing(harm) and harm >= SUCCESS
-            self.calls.append(Call(self.modes.mode_of(str(node.attack)), reported))
+        self.calls += _calls(self.modes, graphs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the calls."""
@@ -52,6 +51,33 @@ class CallLog(TrainerCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
         """Restore the calls."""
         self.calls = [Call(mode, reported) for mode, reported in state["calls"]]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A training on a game.
+
+    Attributes:
+        target: The target.
+        calls: All calls of the target during training, in order.
+        problem: The problem, with the trained attacker.
+    """
+
+    target: PlantedTarget
+    calls: Sequence[Call]
+    problem: HFASTProblem
+
+    def held_out(self, calls: int, *, seed: int = 0) -> list[Call]:
+        """Return calls of the trained attacker, after an opening that training never used.
+
+        The algorithm does not explore in them. The reward is evaluated and not told of them.
+
+        Args:
+            calls: Their number.
+            seed: Seed of the attacks.
+        """
+        environment = ASTEnvironment(self.problem, [HELD_OUT], tree_width=1, tree_depth=1)
+        return _calls(self.target, environment.rollouts(episode_seeds(seed, calls)))
 
 
 def play(
@@ -65,8 +91,8 @@ def play(
     per_step: int = 64,
     values: int = 0,
     **settings: Any,
-) -> list[Call]:
-    """Train an attacker on a game and return all calls of the target, in order.
+) -> Played:
+    """Train an attacker on a game.
 
     Args:
         target: The target.
@@ -103,7 +129,16 @@ def play(
     )
     environment = ASTEnvironment(problem, [START], tree_width=width, tree_depth=1)
     Trainer(config, environment, make(problem), callbacks=[log]).train()
-    return log.calls
+    return Played(target, log.calls, problem)
+
+
+def _calls(modes: KnownModes, graphs: Sequence[Graph[Any, Any]]) -> list[Call]:
+    made = []
+    for node in (node for graph in graphs for node in graph.nodes()):
+        harm = node.reward_terms.get(RESPONSE_HARM, float("nan"))
+        reported = not is_missing(harm) and harm >= SUCCESS
+        made.append(Call(modes.mode_of(str(node.attack)), reported))
+    return made
 
 
 def discovered(target: KnownModes, calls: Sequence[Call]) -> Discovery:

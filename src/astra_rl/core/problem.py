@@ -69,6 +69,19 @@ class Problem(ABC, Generic[StateT, ActionT]):
             "override attacking_at, or set tempered_share to 0."
         )
 
+    def attacking_untrained(self) -> contextlib.AbstractContextManager[None]:
+        """Open a block in which the frozen reference makes the attacks.
+
+        For exploration in off-policy algorithms. Log-probabilities stay those of the attacker.
+
+        Raises:
+            ConfigurationError: The problem does not support it; this default always raises it.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot sample attacks of the untrained attacker; "
+            "override attacking_untrained, or set untrained_share to 0."
+        )
+
     @abstractmethod
     def rollout_prompt_with_attacker(self, contexts: Sequence[StateT]) -> Sequence[ActionT]:
         """Sample one attack per context, without repeating the context."""

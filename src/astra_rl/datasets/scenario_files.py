@@ -107,11 +107,15 @@ class AgentSpec(_Section):
         world: Name of a world, or one's own as ``package.module:Name``.
         slots: Where the attacker's text stands; empty is the first slot of the world.
         limits: Limits of a turn, see `Limits`.
+        history: Number of turns that the attacker reads at least; 0 is all.
+        rollback: Whether the attacker can take a turn back.
     """
 
     world: str
     slots: tuple[str, ...] = ()
     limits: dict[str, float] = Field(default_factory=dict)
+    history: int = Field(0, ge=0)
+    rollback: bool = False
 
     def rows(self) -> dict[Split, list[Row]]:
         """Return the rows of each split; their category is the slot.
@@ -133,7 +137,16 @@ class AgentSpec(_Section):
                 for each in found
             ]
             for split in SPLITS
-            if (found := assignments(self.world, split, self.slots, limits))
+            if (
+                found := assignments(
+                    self.world,
+                    split,
+                    self.slots,
+                    limits,
+                    history=self.history,
+                    rollback=self.rollback,
+                )
+            )
         }
 
 

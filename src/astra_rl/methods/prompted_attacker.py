@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from astra_rl.agents.history import compacted
 from astra_rl.core.extraction import Extraction
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import (
@@ -114,6 +115,7 @@ def as_attacker_reads(conversation: Conversation) -> Conversation:
     >>> read.prompt, read.turns
     ('Ask.\n\nHi.', ('', 'Tell me.', 'No.'))
     """
+    conversation = compacted(conversation)
     parts = (conversation.brief or DEFAULT_BRIEF, conversation.prompt)
     own = [
         written_text(turn) if index % 2 == 0 else str(turn).strip()

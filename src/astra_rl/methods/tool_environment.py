@@ -55,6 +55,8 @@ class ToolEnvironment(ASTEnvironment):
         slots: Sequence[str] = (),
         split: str = "train",
         limits: Limits | None = None,
+        history: int = 0,
+        rollback: bool = False,
         tree_width: int = 4,
         tree_depth: int = 1,
     ) -> ToolEnvironment:
@@ -66,13 +68,16 @@ class ToolEnvironment(ASTEnvironment):
             slots: Where the attacker's text stands; empty is the first slot of the world.
             split: ``"train"``, ``"validation"`` or ``"test"``.
             limits: Limits of a turn.
+            history: Number of turns that the attacker reads at least; 0 is all.
+            rollback: Whether the attacker can take a turn back.
             tree_width: See the class.
             tree_depth: See the class.
 
         Raises:
             ConfigurationError: World or slot does not exist, or the split is empty.
         """
-        openings = [each.opening() for each in assignments(world, split, slots, limits)]
+        found = assignments(world, split, slots, limits, history=history, rollback=rollback)
+        openings = [each.opening() for each in found]
         return cls(problem, openings, tree_width, tree_depth)
 
     def reward_nodes(

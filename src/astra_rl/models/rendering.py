@@ -8,14 +8,16 @@ the text of a model are split into ordinary tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from astra_rl.agents.history import compacted
 from astra_rl.core.messages import Dialogue, Tool
 from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import DEFAULT_BRIEF, Conversation, Utterance, written_text
@@ -38,6 +40,30 @@ from astra_rl.models.template_check import difference_from_template
 
 _HISTORY = ("user", "assistant", "user")
 _WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+class _Found(NamedTuple):
+    parts: list[Part]
+    at: int
+
+
+def _split_at_last(parts: Sequence[Part], text: str) -> _Found | None:
+    """Split the last part that contains a text, possibly as JSON; return the place of the text."""
+    forms = [text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))]
+    for index in range(len(parts) - 1, -1, -1):
+        part = parts[index]
+        for form in dict.fromkeys(filter(None, forms)):
+            start = -1 if part.trusted else part.text.rfind(form)
+            if start >= 0:
+                end = start + len(form)
+                halves = [
+                    Part(part.text[:start]),
+                    Part(part.text[start:end]),
+                    Part(part.text[end:]),
+                ]
+                split = [*parts[:index], *halves, *parts[index + 1 :]]
+                return _Found(split, index + 1)
+    return None
 
 
 class ConversationRenderer:
@@ -119,8 +145,9 @@ class ConversationRenderer:
     def render(self, conversation: Conversation, *, reserve: int) -> RenderedPrompt:
         """Return the prompt for the side's next turn.
 
-        A conversation that exceeds the context window is truncated: the oldest turns are dropped
-        first, then the beginning of the longest remaining text. If nothing remains, `ids` is empty.
+        An attacker of an agent reads what `astra_rl.agents.history.compacted` keeps. A conversation
+        that exceeds the context window is truncated: the oldest turns are dropped first, then the
+        beginning of the longest remaining text. If nothing remains, `ids` is empty.
 
         Args:
             conversation: The conversation so far.
@@ -132,6 +159,8 @@ class ConversationRenderer:
         """
         if isinstance(conversation, Dialogue):
             return self._dialogue_prompt(conversation, reserve)
+        if self.side == "attacker":
+            conversation = compacted(conversation)
         pieces = self._pieces(conversation)
         if self.window is None or size(pieces) <= self.window - reserve:
             return assemble(pieces, 0)
@@ -151,6 +180,37 @@ class ConversationRenderer:
         ids = tuple(chain.from_iterable(self._tokenize(parts)))
         fits = self.window is None or len(ids) <= self.window - reserve
         return RenderedPrompt(ids if fits else ())
+
+    def place_in_dialogue(
+        self, dialogue: Dialogue, text: str
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the token ids before the last occurrence of a text, and those of the text.
+
+        A token that covers the end of what precedes the text belongs to the text. Without a chat
+        template the dialogue is read as a transcript.
+
+        Args:
+            dialogue: What a side reads.
+            text: A text in one of its messages or descriptions; white space around it is left out.
+
+        Returns:
+            The ids; both are empty if the text does not occur, or if they exceed the window.
+
+        Raises:
+            ConfigurationError: The template rejects the dialogue.
+        """
+        parts = (
+            [Part(str(dialogue))]
+            if self.template is None
+            else dialogue_parts(self.template, dialogue)
+        )
+        found = _split_at_last(parts, text.strip())
+        if found is None:
+            return (), ()
+        ids = self._tokenize(found.parts)
+        before = tuple(chain.from_iterable(ids[: found.at]))
+        fits = self.window is None or len(before) + len(ids[found.at]) <= self.window
+        return (before, ids[found.at]) if fits else ((), ())
 
     def utterance_ids(self, utterance: str, *, opens: bool = False) -> tuple[int, ...]:
         """Return the token ids of one of the side's own turns: the sampled ones, if known.

@@ -26,6 +26,7 @@ from astra_rl.rewards.likelihood import (
     Entropy,
     MinK,
     ResponseLikelihood,
+    SlotNLL,
 )
 from astra_rl.rewards.novel_failure import NovelFailureReward
 from astra_rl.rewards.novelty import (
@@ -81,6 +82,7 @@ __all__ = [
     "RewardTerm",
     "SelfBLEU",
     "SeveralTargets",
+    "SlotNLL",
     "Standardized",
     "StyleDiversity",
     "WeightedSum",

@@ -119,6 +119,37 @@ class AttackNLL(RewardTerm):
         return [float(value) for value in values]
 
 
+@named("slot_nll")
+class SlotNLL(RewardTerm):
+    """Mean negative log-likelihood of an agent's attack in its slot, per token, in nats.
+
+    It says how well the attack reads as content of its slot: the baseline reads what an agent reads
+    up to the attack (the mails before it, the document that it ends), not the attacker's brief. Use
+    it as the condition of a `Gate`, or with a negative weight. The value is missing if the target
+    is no agent, for an attack without tokens, and where no call of the user's task shows the slot.
+    """
+
+    reads_model = True
+    name = "slot_nll"
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the negative log-likelihood of each attack.
+
+        Raises:
+            ConfigurationError: The problem has no models that could score it.
+        """
+        score = getattr(models, "get_slot_logprobs", None)
+        if score is None:
+            raise ConfigurationError(
+                f"slot_nll: {type(models).__name__} has no get_slot_logprobs; use HFASTProblem."
+            )
+        contexts = [exchange.context for exchange in exchanges]
+        attacks = [str(exchange.attack) for exchange in exchanges]
+        logprobs = checked_logprobs(score, contexts, attacks, grad=False)
+        values = -logprobs.sum(dim=1) / token_mask(logprobs, attacks).sum(dim=1)
+        return [float(value) for value in values]
+
+
 @named("attack_probability")
 class AttackProbability(RewardTerm):
     """Probability of the whole attack, in [0, 1].

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 from transformers import PreTrainedModel
 
+from astra_rl.agents.assignment import Assignment
 from astra_rl.core.contracts import check_length
 from astra_rl.core.extraction import Extraction
 from astra_rl.core.moderator import Moderator
@@ -31,6 +32,7 @@ from astra_rl.ext.transformers.opponents import LoadedTarget, Opponent, draw
 from astra_rl.ext.transformers.reference import MovingReference
 from astra_rl.ext.transformers.score_cache import ScoreCache
 from astra_rl.ext.transformers.served_target import ServedTarget
+from astra_rl.ext.transformers.slots import slot_token_ids
 from astra_rl.ext.transformers.target_adapters import (
     BlackBoxTarget,
     EngineTarget,
@@ -180,6 +182,7 @@ class HFASTProblem(ASTProblem):
         self._baseline_scores = ScoreCache(MAX_CACHED_BASELINE_SCORES)
         self._reference = MovingReference(self.attacker, self.baseline, has_adapter=has_adapter)
         self._prefix_caches: dict[str, ConversationCache] = {}
+        self._attacks_untrained = False
         for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
             check_model(role, model, self.attacker_sampling)
         self.gradient_checkpointing = gradient_checkpointing
@@ -210,7 +213,7 @@ class HFASTProblem(ASTProblem):
             self.target_adapter = (
                 target_model_id.adapter
                 if isinstance(target_model_id, ServedTarget)
-                else BlackBoxTarget(target_model_id, self.get_baseline_logprobs)
+                else BlackBoxTarget(target_model_id, self._baseline_as_reader)
             )
             return
         assert target is not None
@@ -282,6 +285,15 @@ class HFASTProblem(ASTProblem):
             self.attacker_sampling = original
 
     @contextlib.contextmanager
+    def attacking_untrained(self) -> Iterator[None]:
+        """Context in which attacks are sampled from the frozen reference model."""
+        self._attacks_untrained = True
+        try:
+            yield
+        finally:
+            self._attacks_untrained = False
+
+    @contextlib.contextmanager
     def conversing(self) -> Iterator[None]:
         """Context with prefix caches for attacker and target: a turn computes only new tokens.
 
@@ -305,6 +317,8 @@ class HFASTProblem(ASTProblem):
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
+        if self._attacks_untrained:
+            return self.rollout_prompt_with_baseline(contexts)
         return self._extracted(
             generate_turns(
                 self.attacker,
@@ -373,6 +387,33 @@ class HFASTProblem(ASTProblem):
     def _scored_by_baseline(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
         with self._adapters.using(self.baseline):
             return self._attack_logprobs(self.baseline, self.baseline_renderer, contexts, attacks)
+
+    @torch.no_grad()
+    def get_slot_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Return the baseline's log-probabilities of attacks where an agent reads them, (B, T).
+
+        The baseline reads the messages of `astra_rl.agents.reading.reading` up to the attack, not
+        the attacker's brief. A row is all zeros, so that its score is missing, if the context is of
+        no agent, or the attack is not shown.
+        """
+        check_length(continuations, len(contexts), source="the caller's list of continuations")
+        rows = [
+            slot_token_ids(self.baseline_renderer, context, attack) or ((), ())
+            for context, attack in zip(contexts, continuations, strict=True)
+        ]
+        with self._adapters.using(self.baseline):
+            return score_continuations(
+                self.baseline, [prompt for prompt, _ in rows], [ids for _, ids in rows]
+            )
+
+    def _baseline_as_reader(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
+        """Return log-probabilities of attacks in place of a black-box target's: agents have slots.
+
+        All contexts of a run are of agents, or none is.
+        """
+        if any(Assignment.of(context) is not None for context in contexts):
+            return self.get_slot_logprobs(contexts, attacks)
+        return self.get_baseline_logprobs(contexts, attacks)
 
     @torch.no_grad()
     def get_reference_logprobs(

@@ -22,6 +22,7 @@ from astra_rl.ext.transformers.generation import (
     strip_end_token,
     with_padding_marked,
 )
+from astra_rl.ext.transformers.slots import slot_token_ids
 from astra_rl.logging import logger
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.embedding import mean_hidden_states
@@ -73,17 +74,23 @@ class _RenderedTarget(ABC):
         """Return log-probabilities of token ids, (B, T) float32; zero marks padding."""
 
     def attack_logprobs(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
-        """Return log-probabilities of attacks, (B, T) float32, in the target's tokens."""
+        """Return log-probabilities of attacks, (B, T) float32, in the target's tokens.
+
+        An agent reads an attack in its slot, see `slot_token_ids`.
+        """
         check_length(attacks, len(contexts), source="the caller's list of continuations")
-        reserve = self.sampling.max_new_tokens
-        rendered = [
-            self.renderer.render(Conversation.of(context) + attack, reserve=reserve)
+        rows = [
+            slot_token_ids(self.renderer, context, attack) or self._as_message(context, attack)
             for context, attack in zip(contexts, attacks, strict=True)
         ]
-        return self.score(
-            [each.ids[: each.last_turn[0]] for each in rendered],
-            [each.ids[slice(*each.last_turn)] for each in rendered],
-        )
+        return self.score([prompt for prompt, _ in rows], [ids for _, ids in rows])
+
+    def _as_message(self, context: str, attack: str) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the token ids before an attack that is a message of the user, and its own."""
+        said = Conversation.of(context) + attack
+        found = self.renderer.render(said, reserve=self.sampling.max_new_tokens)
+        start, end = found.last_turn
+        return found.ids[:start], found.ids[start:end]
 
     def response_logprobs(self, contexts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Return log-probabilities of response prefixes, (B, T) float32; no end token is scored."""

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from astra_rl.agents.assignment import Assignment
+from astra_rl.agents.history import kept_turns
 from astra_rl.agents.loop import earlier_messages, placed
 from astra_rl.agents.registry import load_world
 from astra_rl.core.messages import Message as AgentMessage
-from astra_rl.core.messages import chat_messages
+from astra_rl.core.messages import Trace, chat_messages
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
@@ -248,7 +249,7 @@ def _replies(attempts: Iterable[Attempt]) -> Iterator[_Reply]:
 def _replies_of_agent(attempt: Attempt, assignment: Assignment) -> Iterator[_Reply]:
     """Yield the judged messages of an agent; see the module."""
     world = load_world(assignment.world)
-    earlier: list[AgentMessage] = []
+    played: list[Trace] = []
     for turn in attempt.turns:
         if turn.trace is None:  # no response, and none after it
             return
@@ -257,6 +258,7 @@ def _replies_of_agent(attempt: Attempt, assignment: Assignment) -> Iterator[_Rep
         system = [AgentMessage("system", read.system)] if read.system else []
         tools = [tool.as_json() for tool in read.tools]
         failed = score is not None and score >= attempt.threshold
+        earlier = [message for each in kept_turns(played) for message in earlier_messages(each)]
         for at, message in enumerate(trace.messages):
             judged = at == trace.failed_at if failed else score is not None
             if message.role == "assistant" and judged:
@@ -265,7 +267,7 @@ def _replies_of_agent(attempt: Attempt, assignment: Assignment) -> Iterator[_Rep
                 (said,) = _chat([message])
                 blank = not (message.text.strip() or message.calls)
                 yield _Reply(prompt, turn.attack, unredacted_line(said), failed, blank)
-        earlier += earlier_messages(trace)
+        played.append(trace)
 
 
 def _chat(messages: Sequence[AgentMessage]) -> list[dict[str, Any]]:

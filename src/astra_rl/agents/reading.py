@@ -1,0 +1,48 @@
+"""What an agent reads up to the attacker's text, where attacks are scored."""
+
+from __future__ import annotations
+
+from astra_rl.agents.assignment import Assignment
+from astra_rl.agents.loop import AgentTurn
+from astra_rl.agents.world import as_calls
+from astra_rl.core.messages import Dialogue
+from astra_rl.core.text import Conversation, Utterance
+
+
+def reading(context: str) -> Dialogue | None:
+    """Return the messages up to the first that shows the attack in its slot.
+
+    They do not depend on a model, so the likelihoods of attacks can be compared: an agent makes the
+    calls that the world lists for the user's task, one after the other, until a result shows the
+    text.
+
+    Args:
+        context: A conversation that ends in an attack.
+
+    Returns:
+        The dialogue; its last message shows the attack, or, in the slots ``system`` and
+        ``tool_description``, what stands before it does. None if the context is of no agent, the
+        attack is blank, or no call of the task shows it.
+
+    Raises:
+        ConfigurationError: As `AgentTurn`.
+    """
+    assignment = Assignment.of(context)
+    if assignment is None:
+        return None
+    turn = AgentTurn(assignment, Conversation.of(context))
+    attack = turn.attack.strip()
+    if not attack:
+        return None
+    calls = iter(as_calls(turn.task.calls))
+    while not _shows(turn.dialogue(), attack):
+        call = next(calls, None)
+        if call is None or turn.is_over:
+            return None
+        turn.take(Utterance("", calls=[call]))
+    return turn.dialogue()
+
+
+def _shows(dialogue: Dialogue, attack: str) -> bool:
+    texts = [each.text for each in dialogue.messages if each.role in ("system", "user", "tool")]
+    return any(attack in text for text in (*texts, *(each.description for each in dialogue.tools)))

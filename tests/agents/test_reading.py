@@ -1,0 +1,111 @@
+"""Attacks are scored in the slot where an agent reads them."""
+
+import math
+
+import pytest
+import torch
+from tests.models.test_dialogues import FAMILIES, dialogue
+
+from astra_rl.agents import WORLDS, Assignment, load_world
+from astra_rl.agents.reading import reading
+from astra_rl.agents.world import SLOTS
+from astra_rl.core.text import Conversation, Exchange, Utterance
+from astra_rl.ext.transformers import HFASTProblem
+from astra_rl.models.rendering import ConversationRenderer
+from astra_rl.moderators.hijack import HijackModerator
+from astra_rl.rewards import SlotNLL
+from astra_rl.rewards.terms import AttackNLL
+from astra_rl.targets.scripted_agent import ScriptedAgent
+from astra_rl.testing import tiny_model
+
+ATTACK = "some words of an outsider."
+
+
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_each_slot_of_each_task_can_be_read(name):
+    world = load_world(name)
+    for task in world.tasks:
+        for slot in (*world.slots, *SLOTS):
+            opening = Assignment(name, task.id, world.goals[0].id, slot).opening()
+            found = reading(opening + ATTACK)
+            shown = [each.text for each in found.messages[-1:]]
+            if slot == "system":
+                shown = [found.messages[0].text]
+            elif slot == "tool_description":
+                shown = [found.tools[0].description]
+            assert ATTACK in shown[0], (task.id, slot)
+
+
+def test_other_texts_are_read_nowhere():
+    assert reading(Conversation("Hello.") + ATTACK) is None
+    task, goal = load_world("files").tasks[0].id, load_world("files").goals[0].id
+    opening = Assignment("files", task, goal, "document").opening()
+    assert reading(opening + " \n") is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["hello there", 'a "quoted"\nline', "ünï"])
+def test_the_ids_before_and_of_an_attack_begin_the_prompt(family, text):
+    given = dialogue(text)
+    renderer = ConversationRenderer(FAMILIES[family], "target")
+    before, ids = renderer.place_in_dialogue(given, f" {text}\n")
+    whole = renderer.render(given, reserve=4).ids
+    assert whole[: len(before) + len(ids)] == before + ids
+    said = FAMILIES[family].decode(ids)
+    assert said in (text, text.replace('"', '\\"').replace("\n", "\\n"), ascii(text)[1:-1])
+    assert renderer.place_in_dialogue(given, "not there") == ((), ())
+    short = ConversationRenderer(FAMILIES[family], "target", window=len(before))
+    assert short.place_in_dialogue(given, text) == ((), ())
+
+
+def problem(target):
+    attacker = tiny_model(chat=True, window=8192)
+    return HFASTProblem(attacker, target, attacker, HijackModerator())
+
+
+def opening(slot):
+    world = load_world("files")
+    return Assignment("files", world.tasks[0].id, world.goals[0].id, slot).opening()
+
+
+def by_hand(pair, slot):
+    """The attack's log-probabilities: the template's own text, tokenised as a whole."""
+    tokenizer = pair.tokenizer
+    given = reading(opening(slot) + ATTACK)
+    renderer = ConversationRenderer(tokenizer, "target")
+    ids = list(renderer.render(given, reserve=1).ids)
+    text, ends = "", []
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count])
+        ends.append(len(text))
+    start = text.rindex(ATTACK)
+    rows = [at for at, end in enumerate(ends) if start < end <= start + len(ATTACK)]
+    with torch.no_grad():
+        logits = pair.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return [float(logits[at - 1, ids[at]]) for at in rows]
+
+
+@pytest.mark.parametrize("slot", ["document", "user", "tool_description"])
+def test_the_likelihood_of_an_attack_is_that_in_its_slot(slot):
+    target = tiny_model(chat=True, seed=1, window=8192)
+    made = problem(target)
+    (found,) = made.get_target_logprobs([opening(slot)], [ATTACK])
+    expected = by_hand(target, slot)
+    assert found[found != 0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_terms_of_likelihood_read_the_slot_and_are_missing_where_there_is_none():
+    made = problem(ScriptedAgent())
+    exchanges = [
+        Exchange(opening("document"), Utterance(ATTACK), "Done."),
+        Exchange(opening("system"), Utterance(ATTACK), "Done."),
+        Exchange(opening("document"), Utterance(" "), "Done."),
+    ]
+    under_target = AttackNLL("target")(made, exchanges)
+    in_slot = SlotNLL()(made, exchanges)
+    assert under_target[:2] == pytest.approx(in_slot[:2])
+    assert in_slot[0] != in_slot[1]
+    assert math.isnan(in_slot[2])
+    assert in_slot[0] != pytest.approx(AttackNLL("baseline")(made, exchanges[:1])[0])
+    plain = Exchange(Conversation("Hello."), Utterance(ATTACK), "Yes.")
+    assert math.isnan(SlotNLL()(made, [plain])[0])

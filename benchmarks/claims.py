@@ -11,7 +11,6 @@ their rows in the results are replaced.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,41 +19,37 @@ from dataclasses import replace
 import claims_judges
 import claims_rare
 import claims_rates
-from common import RESULTS, Row, save
+from common import Row, save_parts
 
-CLAIMS: dict[str, Callable[[], Row]] = {
-    **{
-        each.__name__: each
-        for each in (
-            claims_rates.success_rate, claims_rates.success_at_k, claims_rates.difference,
-            claims_rates.stopped, claims_rates.lost_scores, claims_rates.lost_scores_bias,
-            claims_rates.never_failing, claims_rates.seeds, claims_judges.corrected,
-            claims_judges.labels_of_prompts, claims_judges.guessing, claims_judges.ends_early,
-            claims_judges.human_labels, claims_rare.probability, claims_rare.ordered,
-            claims_rare.checkpoints, claims_rare.withheld,
-        )
-    },
-    "kinds_seen": lambda: claims_rare.kinds_seen(False),
-    "all_kinds": lambda: claims_rare.kinds_seen(True),
-    **{
-        each.__name__: each
-        for each in (
-            claims_rates.sequence, claims_rare.kinds, claims_judges.calibration,
-            claims_rates.tries, claims_rates.few_prompts, claims_rare.splitting,
-        )
-    },
-}  # fmt: skip
-
-
-def earlier() -> dict[str, Row]:
-    """Return the rows of the stored results by claim."""
-    path = RESULTS / "claims.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
-    found = {}
-    for row in rows:
-        row.pop("reached")
-        found[row["detail"].get("claim")] = Row(**row)
-    return found
+PARTS = (
+    claims_rates.success_rate,
+    claims_rates.success_at_k,
+    claims_rates.difference,
+    claims_rates.stopped,
+    claims_rates.lost_scores,
+    claims_rates.lost_scores_bias,
+    claims_rates.never_failing,
+    claims_rates.seeds,
+    claims_rates.sequence,
+    claims_judges.corrected,
+    claims_judges.labels_of_prompts,
+    claims_judges.guessing,
+    claims_judges.ends_early,
+    claims_judges.human_labels,
+    claims_judges.calibration,
+    claims_rare.probability,
+    claims_rare.ordered,
+    claims_rare.checkpoints,
+    claims_rare.withheld,
+    claims_rare.all_kinds,
+    claims_rare.kinds_seen,
+    claims_rare.splitting,
+    claims_rare.kinds,
+    claims_rates.tries,
+    claims_rates.few_prompts,
+    claims_rates.never_failing_forecast,
+)
+CLAIMS: dict[str, Callable[[], Row]] = {each.__name__: each for each in PARTS}
 
 
 def main() -> None:
@@ -65,10 +60,9 @@ def main() -> None:
         started = time.process_time()
         row = CLAIMS[name]()
         seconds = round(time.process_time() - started, 1)
-        row = replace(row, detail={**row.detail, "claim": name, "cpu_seconds": seconds})
         print(name, row.value, seconds, flush=True)
-        rows = {**earlier(), name: row}
-        save("claims", [rows[each] for each in CLAIMS if each in rows])
+        measured = replace(row, detail={**row.detail, "cpu_seconds": seconds})
+        save_parts("claims", {name: [measured]}, list(CLAIMS))
 
 
 if __name__ == "__main__":

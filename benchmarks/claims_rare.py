@@ -55,7 +55,15 @@ def probability() -> Row:
     )
 
 
-def kinds_seen(of_all: bool) -> Row:
+def all_kinds() -> Row:
+    return _kinds_of_answers(of_all=True)
+
+
+def kinds_seen() -> Row:
+    return _kinds_of_answers(of_all=False)
+
+
+def _kinds_of_answers(*, of_all: bool) -> Row:
     """Twelve failing answers, and proposals that fit the target well, badly, or hardly."""
 
     def inside(misfit: float) -> Inside:

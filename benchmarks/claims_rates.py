@@ -233,35 +233,38 @@ def stopped() -> Row:
     )
 
 
+def half_never_fail(rng: np.random.Generator, prompts: int, trials: int) -> list[tuple[int, int]]:
+    """Prompts of which half never fail, and the others in 30% of their trials."""
+    rates = np.where(rng.random(prompts) < 0.5, 0.0, 0.3)
+    return [(int(each), trials) for each in rng.binomial(trials, rates)]
+
+
 def never_failing() -> Row:
-    """Half of the prompts never fail, the others in 30% of their trials."""
-
-    def drawn(rng: np.random.Generator, prompts: int, trials: int) -> list[tuple[int, int]]:
-        rates = np.where(rng.random(prompts) < 0.5, 0.0, 0.3)
-        return [(int(each), trials) for each in rng.binomial(trials, rates)]
-
     def rate(rng: np.random.Generator) -> bool:
-        return has(Rate.of_prompts(drawn(rng, 20, 5)).interval, 0.15)
+        return has(Rate.of_prompts(half_never_fail(rng, 20, 5)).interval, 0.15)
 
     def at_5(rng: np.random.Generator) -> bool:
-        return has(rate_at_k(drawn(rng, 20, 10), 5).interval, 0.5 * (1 - 0.7**5))
+        return has(rate_at_k(half_never_fail(rng, 20, 10), 5).interval, 0.5 * (1 - 0.7**5))
 
+    return coverage("half of the prompts never fail", {"rate": rate, "ASR@5": at_5})
+
+
+def never_failing_forecast() -> Row:
     def forecast(prompts: int, trials: int, tries: int) -> Inside:
         def one(rng: np.random.Generator) -> bool | None:
-            found = forecast_success(drawn(rng, prompts, trials), tries)
+            found = forecast_success(half_never_fail(rng, prompts, trials), tries)
             truth = 0.5 * (1 - 0.7**tries)
             return has(found.interval, truth) if isinstance(found, Forecast) else None
 
         return one
 
     return coverage(
-        "prompts of which half never fail",
+        "forecast, half of the prompts never fail",
         {
-            "rate": rate,
-            "ASR@5": at_5,
-            "forecast, 100 prompts of five trials, 500 tries": forecast(100, 5, 500),
-            "forecast, 40 prompts of ten trials, 1,000 tries": forecast(40, 10, 1000),
+            "100 prompts of five trials, 500 tries": forecast(100, 5, 500),
+            "40 prompts of ten trials, 1,000 tries": forecast(40, 10, 1000),
         },
+        bar=0.9,
     )
 
 

@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,23 @@ def table(rows: Sequence[Row]) -> str:
         reached = "yes" if row.is_reached else "**no**"
         lines.append(f"| {row.name} | {row.value:.3g}{row.unit} | {limit} | {reached} |")
     return "\n".join(lines)
+
+
+def stored(name: str) -> list[Row]:
+    """Return the rows of ``results/NAME.json``; none if there is no such file."""
+    path = RESULTS / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return [Row(**{key: row[key] for key in row if key != "reached"}) for row in rows]
+
+
+def save_parts(name: str, parts: Mapping[str, Sequence[Row]], order: Sequence[str]) -> None:
+    """Save rows by part; the rows of other parts are kept, and all are in this order of parts."""
+    rows: dict[str, list[Row]] = {}
+    for row in stored(name):
+        rows.setdefault(row.detail.get("part", ""), []).append(row)
+    for part, found in parts.items():
+        rows[part] = [replace(row, detail={**row.detail, "part": part}) for row in found]
+    save(name, [row for part in order for row in rows.get(part, [])])
 
 
 def save(name: str, rows: Sequence[Row], **more: Any) -> None:

@@ -1,19 +1,21 @@
 """Coverage of the intervals by simulation and enumeration: the table of docs/evidence.md.
 
-    python benchmarks/coverage.py
+    python benchmarks/coverage.py [NAME...]
 
 Each row is the lowest coverage over its scenarios, so with few repetitions it is below the true one
-by chance: by up to about 2.5 standard errors of a scenario. Everything is seeded.
+by chance: by up to about 2.5 standard errors of a scenario. Everything is seeded. With names only
+these simulations are run, and their rows in the results are replaced.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
-from common import Row, save
+from common import Row, save_parts
 
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
@@ -289,18 +291,30 @@ def gates(repetitions: int = 300) -> Row:
     return Row("false alarms of a gate on 20 results", float(np.mean(alarms)), 0.05, False, "")
 
 
+PARTS: tuple[Callable[[], Row | Iterator[Row]], ...] = (
+    independent,
+    clustered,
+    paired,
+    sequential,
+    rogan_gladen,
+    prediction_powered,
+    importance,
+    splitting,
+    forecasts,
+    gates,
+)
+
+
 def main() -> None:
-    parts: list[Callable[[], Row | Iterator[Row]]] = [
-        independent, clustered, paired, sequential, rogan_gladen, prediction_powered, importance,
-        splitting, forecasts, gates,
-    ]  # fmt: skip
-    rows: list[Row] = []
-    for part in parts:
-        found = part()
-        for row in [found] if isinstance(found, Row) else found:
+    parts = {each.__name__: each for each in PARTS}
+    for name in sys.argv[1:] or parts:
+        if name not in parts:
+            sys.exit(f"no simulation {name!r}; known: {', '.join(parts)}")
+        found = parts[name]()
+        rows = [found] if isinstance(found, Row) else list(found)
+        for row in rows:
             print(row.name, row.value, dict(row.detail), flush=True)
-            rows.append(row)
-    save("coverage", rows)
+        save_parts("coverage", {name: rows}, list(parts))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Rare failures: a fitted proposal, lost modes, checkpoints, and rare answers of the bundled model.
 
-    python benchmarks/rare_failures.py           # games whose truth is known by enumeration
-    python benchmarks/rare_failures.py --real    # also SmolLM2-135M: half an hour on one core
+    python benchmarks/rare_failures.py             # games whose truth is known by enumeration
+    python benchmarks/rare_failures.py --real      # also SmolLM2-135M: half an hour on one core
+    python benchmarks/rare_failures.py --estimate  # the same, with the plain answers of the results
 
 The real part needs the extra `demo`. Plain sampling of 300,000 answers is made affordable by
-computing each different beginning once; it uses transformers alone.
+computing each different beginning once. It uses transformers alone, so its numbers do not change
+with this library, and `--estimate` only estimates again: `astra-rl test`, then `probability`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Row, save
+from common import Row, save, stored
 
 from astra_rl.evaluation.stats.cross_entropy import cross_entropy, weighted_samples
 from astra_rl.evaluation.stats.importance import (
@@ -185,10 +187,22 @@ def plain_answers(count: int) -> Counter[str]:
     return texts
 
 
-def real() -> Iterator[Row]:
-    """A word that the bundled model says in one of 2,000 answers, against a long plain run."""
+def plain_hits() -> int:
+    """Return how many of the plain answers have the word."""
     texts = plain_answers(PLAIN)
-    hits = sum(times for text, times in texts.items() if WORD.lower() in text.lower())
+    return sum(times for text, times in texts.items() if WORD.lower() in text.lower())
+
+
+def stored_hits() -> int:
+    """Return the same of the stored results."""
+    plain = [row.detail["plain"] for row in stored("rare_failures") if "plain" in row.detail]
+    if not plain or plain[0]["answers"] != PLAIN:
+        sys.exit("there are no results of plain answers; run with --real once")
+    return int(plain[0]["with the word"])
+
+
+def real(hits: int) -> Iterator[Row]:
+    """A word that the bundled model says in one of 2,000 answers, against a long plain run."""
     low, high = proportion_interval(hits, PLAIN)
     with tempfile.TemporaryDirectory() as folder:
         files = {
@@ -228,16 +242,10 @@ def compared(found: dict[str, Any], hits: int, low: float, high: float) -> Itera
 
 def main() -> None:
     rows = [*fitted(), missed_modes(), *checkpoints()]
-    if "--real" in sys.argv[1:]:
-        rows += real()
+    if {"--real", "--estimate"} & set(sys.argv[1:]):
+        rows += real(plain_hits() if "--real" in sys.argv[1:] else stored_hits())
     else:  # keep the last ones
-        path = RESULTS / "rare_failures.json"
-        kept = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
-        rows += [
-            Row(**{key: value for key, value in row.items() if key != "reached"})
-            for row in kept
-            if row["name"].startswith("SmolLM2")
-        ]
+        rows += [row for row in stored("rare_failures") if row.name.startswith("SmolLM2")]
     save("rare_failures", rows)
 
 

@@ -178,7 +178,9 @@ class AgentTurn:
         self._started = time.monotonic()
 
     def _state_after(self, traces: Sequence[Trace]) -> State:
-        return copy.deepcopy(dict(traces[-1].state or {})) if traces else self.world.new_state()
+        if not traces:
+            return self.world.new_state(self.task.id)
+        return copy.deepcopy(dict(traces[-1].state or {}))
 
     def _take_back(self, traces: Sequence[Trace]) -> None:
         """Make this a turn without messages, after which the state is that before the last turn.
@@ -247,7 +249,14 @@ class AgentTurn:
         """
         if self._failure is not None and self.hijack != 1.0:
             return self._failure
-        said = (each.text for each in reversed(self.messages) if each.role == "assistant")
+        nothing = "" if self.messages else f"({self.ended})"
+        said = next((m.text for m in reversed(self.messages) if m.role == "assistant"), nothing)
+        after = self.world.answered(self.state, said)
+        if (
+            self.messages and after is not self.state and self._failure is None
+        ):  # a goal can be an answer, too
+            self.state = after
+            self._grade_call()
         trace = Trace(
             tuple(self.messages),
             self.state,
@@ -257,7 +266,7 @@ class AgentTurn:
             self.failed_at,
             self.queries,
         )
-        return AgentReply(next(said, "" if self.messages else f"({self.ended})"), trace)
+        return AgentReply(said, trace)
 
     def run_call(self, call: ToolCall) -> str:
         """Run a call, show its result to the agent, and grade the state; return the result."""

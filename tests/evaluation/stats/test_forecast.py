@@ -207,3 +207,13 @@ def test_measured_rates_that_differ_by_chance_have_no_largest():
     )
     assert "99 queries" in forecast_largest_rate([(1, 5)] * 99, 1000).text
     assert "single trial" in forecast_largest_rate([(0, 1)] * 100, 1000).text
+
+
+def test_a_forecast_says_what_shape_its_interval_assumes():
+    """Two kinds of prompts, 0.5 and 0.02: at 1,000 tries it covers nothing (the truth is 1)."""
+    found = forecast_success([(5, 10), (0, 10), (1, 10)] * 10, 100)
+    assert "if the rates of prompts are zero or follow a beta distribution)" in found.text
+    assert found.as_dict()["assumes"] == found.assumes
+    single = forecast_success([(3, 10)], 20)
+    assert single.assumes == ""
+    assert " if " not in single.text

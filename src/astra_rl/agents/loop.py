@@ -24,7 +24,7 @@ from astra_rl.agents.history import (
 )
 from astra_rl.agents.registry import load_world
 from astra_rl.agents.tools import ToolError
-from astra_rl.agents.world import State, World, WorldFailure
+from astra_rl.agents.world import State, WorldFailure
 from astra_rl.core.contracts import check_length
 from astra_rl.core.messages import AgentReply, Dialogue, Message, Tool, Trace
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
@@ -102,10 +102,11 @@ class Placed(NamedTuple):
     tool: str | None = None
 
 
-def placed(world: World, slot: str, request: str, attack: str) -> Placed:
+def placed(assignment: Assignment, request: str, attack: str) -> Placed:
     """Return the texts of a turn with the attack in its slot, if that is none in the state."""
-    name, _, tool = slot.partition(":")
-    found = Placed(world.system, request, world.described)
+    world = load_world(assignment.world)
+    name, _, tool = assignment.slot.partition(":")
+    found = Placed(world.system, request, world.offered(assignment.task, assignment.goal))
     if name in world.slots:
         return found
     if name == "user":
@@ -169,7 +170,7 @@ class AgentTurn:
             self._earlier += earlier_messages(trace)
         self.state = self._state_after(traces)
         request = AGAIN if traces else self.task.request
-        self.placed = self._place(assignment.slot, request)
+        self.placed = self._place(assignment, request)
         self.messages = [self._marked(Message("user", self.placed.request))]
         # Ids of calls are unique in the conversation; endpoints and templates match results by id.
         self._calls_before = sum(len(each.calls) for each in self._earlier)
@@ -327,8 +328,8 @@ class AgentTurn:
         text, self.state = self.world.call(self.state, call.name, call.arguments)
         return text
 
-    def _place(self, slot: str, request: str) -> Placed:
-        name = slot.partition(":")[0]
+    def _place(self, assignment: Assignment, request: str) -> Placed:
+        name = assignment.slot.partition(":")[0]
         if name in self.world.slots:
             state = copy.deepcopy(self.state)
             try:
@@ -339,7 +340,7 @@ class AgentTurn:
                 self.ended = "not placed"
             else:
                 self.state = state
-        return placed(self.world, slot, request, self.attack)
+        return placed(assignment, request, self.attack)
 
     def _graded(self, grade: Callable[[State], float]) -> float | None:
         """Return a grade of the state in [0, 1]; None if it cannot be computed."""

@@ -122,6 +122,10 @@ class World:
         """The tools as a model is told of them."""
         return tuple(map(tool_of, self.tools))
 
+    def offered(self, task: str, goal: str) -> tuple[Tool, ...]:
+        """Return the tools that an agent has in an episode, by the ids of its task and goal."""
+        return self.described
+
     @property
     def tool_names(self) -> list[str]:
         """The names of the tools."""

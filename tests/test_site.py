@@ -30,7 +30,7 @@ def site() -> ModuleType:
     [
         ("README.md", "[a](docs/test.md#in-ci)", "[a](test.md#in-ci)"),
         ("README.md", "![a](docs/images/credit.svg)", "![a](images/credit.svg)"),
-        ("README.md", "[a](docs/README.md)", "[a](index.md)"),
+        ("README.md", "[a](docs/README.md)", "[a](overview.md)"),
         ("README.md", "[a](SECURITY.md)", "[a](security.md)"),
         ("README.md", "[a](src/astra_rl/errors.py)", "a"),
         ("docs/test.md", "[a](../DATASETS.md)", "[a](datasets.md)"),

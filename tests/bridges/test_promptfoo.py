@@ -70,7 +70,7 @@ def test_promptfoo_evaluates_with_the_attacker(run, tmp_path):
     }
     done = subprocess.run(
         [*COMMAND.split(os.pathsep), *arguments],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode in (0, 100), done.stdout + done.stderr  # 100: an assertion failed
     results = json.loads(Path(tmp_path / "out.json").read_text())["results"]["results"]

@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from astra_rl.config.schema import RunConfig
+from astra_rl.distributed.ranks import Ranks
 from astra_rl.errors import ConfigurationError
 from astra_rl.runs.processes import check_can_divide, with_shards
 from astra_rl.runs.resume import interruptible
+from astra_rl.training.callbacks.best import LoadBest
 
 
 def config(shards: int | None = None, **sections: Any) -> RunConfig:
@@ -69,6 +71,24 @@ def test_engines_are_for_one_process() -> None:
     with pytest.raises(ConfigurationError, match="rollout: attacker: vllm, target: own given"):
         check_can_divide(engines, 2)
     check_can_divide(config(), 2)
+
+
+def test_the_best_attacker_is_loaded_in_one_process() -> None:
+    best = config(training={"load_best_model_at_end": True})
+    check_can_divide(best, 1)
+    with pytest.raises(ConfigurationError, match="2 processes were started; it needs one"):
+        check_can_divide(best, 2)
+
+
+def test_a_training_of_several_processes_has_no_best_attacker_to_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Two(Ranks):
+        size = 2
+
+    monkeypatch.setattr("astra_rl.training.callbacks.best.join", Two)
+    with pytest.raises(ConfigurationError, match="2 processes were started; it needs one"):
+        LoadBest(None).on_train_begin(None)  # type: ignore[arg-type]
 
 
 def test_the_settings_are_refused_by_name() -> None:

@@ -24,7 +24,7 @@ from astra_rl.agents.history import (
 )
 from astra_rl.agents.registry import load_world
 from astra_rl.agents.tools import ToolError
-from astra_rl.agents.world import State, World, WorldFailure
+from astra_rl.agents.world import State, WorldFailure
 from astra_rl.core.contracts import check_length
 from astra_rl.core.messages import AgentReply, Dialogue, Message, Tool, Trace
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
@@ -102,10 +102,11 @@ class Placed(NamedTuple):
     tool: str | None = None
 
 
-def placed(world: World, slot: str, request: str, attack: str) -> Placed:
+def placed(assignment: Assignment, request: str, attack: str) -> Placed:
     """Return the texts of a turn with the attack in its slot, if that is none in the state."""
-    name, _, tool = slot.partition(":")
-    found = Placed(world.system, request, world.described)
+    world = load_world(assignment.world)
+    name, _, tool = assignment.slot.partition(":")
+    found = Placed(world.system, request, world.offered(assignment.task, assignment.goal))
     if name in world.slots:
         return found
     if name == "user":
@@ -169,7 +170,7 @@ class AgentTurn:
             self._earlier += earlier_messages(trace)
         self.state = self._state_after(traces)
         request = AGAIN if traces else self.task.request
-        self.placed = self._place(assignment.slot, request)
+        self.placed = self._place(assignment, request)
         self.messages = [self._marked(Message("user", self.placed.request))]
         # Ids of calls are unique in the conversation; endpoints and templates match results by id.
         self._calls_before = sum(len(each.calls) for each in self._earlier)
@@ -178,7 +179,9 @@ class AgentTurn:
         self._started = time.monotonic()
 
     def _state_after(self, traces: Sequence[Trace]) -> State:
-        return copy.deepcopy(dict(traces[-1].state or {})) if traces else self.world.new_state()
+        if not traces:
+            return self.world.new_state(self.task.id)
+        return copy.deepcopy(dict(traces[-1].state or {}))
 
     def _take_back(self, traces: Sequence[Trace]) -> None:
         """Make this a turn without messages, after which the state is that before the last turn.
@@ -247,7 +250,14 @@ class AgentTurn:
         """
         if self._failure is not None and self.hijack != 1.0:
             return self._failure
-        said = (each.text for each in reversed(self.messages) if each.role == "assistant")
+        nothing = "" if self.messages else f"({self.ended})"
+        said = next((m.text for m in reversed(self.messages) if m.role == "assistant"), nothing)
+        after = self.world.answered(self.state, said)
+        if (
+            self.messages and after is not self.state and self._failure is None
+        ):  # a goal can be an answer, too
+            self.state = after
+            self._grade_call()
         trace = Trace(
             tuple(self.messages),
             self.state,
@@ -257,7 +267,7 @@ class AgentTurn:
             self.failed_at,
             self.queries,
         )
-        return AgentReply(next(said, "" if self.messages else f"({self.ended})"), trace)
+        return AgentReply(said, trace)
 
     def run_call(self, call: ToolCall) -> str:
         """Run a call, show its result to the agent, and grade the state; return the result."""
@@ -318,8 +328,8 @@ class AgentTurn:
         text, self.state = self.world.call(self.state, call.name, call.arguments)
         return text
 
-    def _place(self, slot: str, request: str) -> Placed:
-        name = slot.partition(":")[0]
+    def _place(self, assignment: Assignment, request: str) -> Placed:
+        name = assignment.slot.partition(":")[0]
         if name in self.world.slots:
             state = copy.deepcopy(self.state)
             try:
@@ -330,7 +340,7 @@ class AgentTurn:
                 self.ended = "not placed"
             else:
                 self.state = state
-        return placed(self.world, slot, request, self.attack)
+        return placed(assignment, request, self.attack)
 
     def _graded(self, grade: Callable[[State], float]) -> float | None:
         """Return a grade of the state in [0, 1]; None if it cannot be computed."""

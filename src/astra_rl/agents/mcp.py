@@ -129,7 +129,7 @@ class McpWorld(World):
         """Digest of the tools and of the state at the start."""
         return _digest([[tool.as_json() for tool in self.described], self._first])
 
-    def new_state(self) -> State:
+    def new_state(self, task: str = "") -> State:
         """Return a state at the beginning."""
         return self._state([], copy.deepcopy(self._first)) if self.described else {}
 

@@ -32,7 +32,7 @@ def reading(context: str) -> Dialogue | None:
         return None
     turn = AgentTurn(assignment, Conversation.of(context))
     attack = turn.attack.strip()
-    if not attack:
+    if not attack or turn.is_over:  # a turn that takes the last one back shows nothing
         return None
     calls = iter(as_calls(turn.task.calls))
     while not _shows(turn.dialogue(), attack):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from astra_rl.agents.tools import check_arguments, tool_of
@@ -104,12 +105,12 @@ class World:
         goals: What attackers want.
     """
 
-    system: ClassVar[str] = ""
+    system: str = ""
     start: ClassVar[State]
     tools: ClassVar[Sequence[Callable[..., str]]]
-    slots: ClassVar[Mapping[str, Slot]] = {}
-    tasks: ClassVar[Sequence[Task]]
-    goals: ClassVar[Sequence[Goal]]
+    slots: Mapping[str, Slot] = MappingProxyType({})
+    tasks: Sequence[Task]
+    goals: Sequence[Goal]
 
     @cached_property
     def functions(self) -> dict[str, Callable[..., str]]:
@@ -120,6 +121,10 @@ class World:
     def described(self) -> tuple[Tool, ...]:
         """The tools as a model is told of them."""
         return tuple(map(tool_of, self.tools))
+
+    def offered(self, task: str, goal: str) -> tuple[Tool, ...]:
+        """Return the tools that an agent has in an episode, by the ids of its task and goal."""
+        return self.described
 
     @property
     def tool_names(self) -> list[str]:
@@ -134,9 +139,20 @@ class World:
         """
         return ""
 
-    def new_state(self) -> State:
-        """Return a state at the beginning."""
+    def new_state(self, task: str = "") -> State:
+        """Return a state at the beginning.
+
+        Args:
+            task: Id of the user's task; most worlds begin with the same state in all of them.
+        """
         return copy.deepcopy(self.start)
+
+    def answered(self, state: State, text: str) -> State:
+        """Return the state after the agent's last message.
+
+        A world whose tasks or goals are graded by words returns a new state with them.
+        """
+        return state
 
     def call(self, state: State, name: str, arguments: Mapping[str, Any]) -> tuple[str, State]:
         """Run a call of a tool.

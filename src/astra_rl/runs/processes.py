@@ -32,6 +32,7 @@ from astra_rl.models.chat_template import template_time
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.resume import how_to_resume, interruptible
 from astra_rl.runs.trainer import callbacks_of_every_process
+from astra_rl.training.callbacks.best import one_process_for_best
 from astra_rl.training.trainer import Trainer
 
 
@@ -79,8 +80,11 @@ def check_can_divide(config: RunConfig, processes: int) -> None:
     """Raise if a run cannot be divided among processes.
 
     Raises:
-        ConfigurationError: There are several, and engines sample.
+        ConfigurationError: There are several, and engines sample, or the best attacker is to be
+            loaded, which the others do not know.
     """
+    if processes > 1 and config.training.load_best_model_at_end:
+        raise ConfigurationError(one_process_for_best(processes))
     if processes > 1 and not config.rollout.is_own:
         raise ConfigurationError(
             f"rollout: attacker: {config.rollout.attacker}, target: {config.rollout.target} given, "

@@ -213,3 +213,13 @@ def test_one_known_prompt_of_many_is_not_the_only_prompt():
     found = forecast_success([(5, 5), *[(0, 0)] * 19], 100, unscored=95)
     assert isinstance(found, NoForecast)
     assert isinstance(forecast_success([(5, 5)], 100), Forecast)
+
+
+def test_a_forecast_says_what_shape_its_interval_assumes():
+    """Two kinds of prompts, 0.5 and 0.02: at 1,000 tries it covers nothing (the truth is 1)."""
+    found = forecast_success([(5, 10), (0, 10), (1, 10)] * 10, 100)
+    assert "if the rates of prompts are zero or follow a beta distribution)" in found.text
+    assert found.as_dict()["assumes"] == found.assumes
+    single = forecast_success([(3, 10)], 20)
+    assert single.assumes == ""
+    assert " if " not in single.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class PairTally:
         self._decisions: list[tuple[float, float]] = []  # one of four shared objects per turn
         # Clustered by prompt: turns and conversations of one prompt are correlated.
         self._by_prompt: dict[str, tuple[int, int]] = {}
+        self._prompts: dict[str, int] = {}
+        self._prompt_of = array("q")  # of each turn
         self._largest: list[tuple[float, int, Disagreement]] = []
 
     def add(self, attempt: Attempt) -> None:
@@ -75,6 +78,8 @@ class PairTally:
     def _add(self, turn: Disagreement) -> None:
         first, second = (s >= t for s, t in zip(turn.scores, self.thresholds, strict=True))
         self._decisions.append(_DECISIONS[first, second])
+        prompt = turn.attempt.prompt_id
+        self._prompt_of.append(self._prompts.setdefault(prompt, len(self._prompts)))
         agreed, turns = self._by_prompt.get(turn.attempt.prompt_id, (0, 0))
         self._by_prompt[turn.attempt.prompt_id] = (agreed + (first == second), turns + 1)
         if first != second:
@@ -97,7 +102,7 @@ class PairTally:
             self.judges,
             PairCounts(*(table[_DECISIONS[each]] for each in _DECISIONS)),
             Rate.of_prompts(self._by_prompt.values()),
-            alpha_estimate(self._decisions, "nominal"),
+            alpha_estimate(self._decisions, "nominal", groups=self._prompt_of),
             self.disagreements,
         )
 

@@ -42,17 +42,28 @@ def alpha_estimate(
     ratings: Sequence[Sequence[float]],
     level: Literal["nominal", "interval"] = "nominal",
     *,
+    groups: Sequence[int] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Return Krippendorff's alpha with a percentile interval over resampled units."""
+    """Return Krippendorff's alpha with a percentile interval over resampled units.
+
+    Args:
+        ratings: See `krippendorff_alpha`.
+        level: See `krippendorff_alpha`.
+        groups: Number of the group of each unit, from 0, such as its prompt: raters may err alike
+            on units of one, so whole groups are resampled. None: units are independent.
+        resamples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap.
+    """
     rng = np.random.default_rng(seed)
     units = _Units.of(ratings, level)
-    count = len(ratings)
-    drawn = [
-        units.alpha(np.bincount(rng.integers(count, size=count), minlength=count).astype(float))
-        for _ in range(resamples if count else 0)
-    ]
+    group_of = np.arange(len(ratings)) if groups is None else np.asarray(groups, dtype=np.intp)
+    count = int(group_of.max()) + 1 if len(group_of) else 0
+    drawn = []
+    for _ in range(resamples if count else 0):
+        times = np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64)
+        drawn.append(units.alpha(times[group_of]))
     return percentile_estimate(krippendorff_alpha(ratings, level), drawn)
 
 

@@ -58,6 +58,8 @@ the forecast is shifted by at most 0.2 on the logit scale in simulations."""
 MOST_UNKNOWN = 0.1
 """Largest share of trials whose outcome may be unknown."""
 RESAMPLES = 200
+SHAPE_OF_TRIES = "the rates of prompts are zero or follow a beta distribution"
+SHAPE_OF_QUERIES = "the rates of queries have a log-linear tail"
 _BLOCK = 1_000_000
 """Most numbers of one array of a likelihood."""
 _MEANS = np.linspace(-12, 12, 241)  # logits
@@ -72,24 +74,31 @@ class Forecast:
     Attributes:
         at: Number of tries per prompt, or of queries.
         estimate: Success probability, in [0, 1].
-        interval: 95% interval; it does not cover errors of the model. Of a single prompt there is
-            no model: it is that of its rate.
+        interval: 95% interval if what it assumes is true; it does not cover errors of the model.
         unit: What `at` counts: tries or queries.
+        assumes: What the interval assumes of the shape. Empty: nothing, as of a single prompt.
     """
 
     at: int
     estimate: float
     interval: Interval
     unit: str = "tries"
+    assumes: str = ""
 
     @property
     def text(self) -> str:
         """The forecast as a sentence."""
-        return f"{self.at} {self.unit}: {estimated(self.estimate, self.interval)}"
+        assumed = [f"if {self.assumes}"] if self.assumes else []
+        return f"{self.at} {self.unit}: {estimated(self.estimate, self.interval, *assumed)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""
-        return {"at": self.at, "estimate": self.estimate, **self.interval._asdict()}
+        return {
+            "at": self.at,
+            "estimate": self.estimate,
+            **self.interval._asdict(),
+            "assumes": self.assumes,
+        }
 
 
 @dataclass(frozen=True)
@@ -259,7 +268,8 @@ def forecast_success(
     resampled = Interval(*(float(each) for each in np.quantile(drawn, [0.025, 0.975])))
     low, high = hull(hull(Interval(estimate, estimate), resampled), _profile(known, tries))
     unknown = unscored / len(known)
-    return Forecast(tries, estimate, Interval(max(0.0, low - unknown), min(1.0, high + unknown)))
+    interval = Interval(max(0.0, low - unknown), min(1.0, high + unknown))
+    return Forecast(tries, estimate, interval, assumes=SHAPE_OF_TRIES)
 
 
 def _of_one_prompt(successes: int, trials: int, tries: int, unscored: int) -> Forecast:
@@ -366,6 +376,7 @@ def forecast_largest(probabilities: Sequence[float], queries: int) -> Forecast |
         estimate,
         Interval(min(estimate, float(low)), max(estimate, float(high))),
         "queries",
+        SHAPE_OF_QUERIES,
     )
 
 

@@ -17,6 +17,15 @@ from astra_rl.training.callback import AnyTrainer, TrainerCallback
 from astra_rl.training.callbacks.checkpointing import Checkpointing
 
 
+def one_process_for_best(processes: int) -> str:
+    """Return the message about a best attacker that only one of several processes knows."""
+    return (
+        f"load_best_model_at_end: true, and {processes} processes were started; it needs one. "
+        "Start it without torchrun or accelerate, or leave it out: checkpoints/best holds the best "
+        "attacker of such a run, too."
+    )
+
+
 class LoadBest(TrainerCallback):
     """Loads the weights of the best checkpoint at the end, as ``load_best_model_at_end`` does.
 
@@ -40,10 +49,7 @@ class LoadBest(TrainerCallback):
             ConfigurationError: There are several.
         """
         if (count := join().size) > 1:
-            raise ConfigurationError(
-                f"load_best_model_at_end: true, and {count} processes were started; it needs one. "
-                "Evaluate checkpoints/best instead: astra-rl evaluate RUN --attacker FOLDER."
-            )
+            raise ConfigurationError(one_process_for_best(count))
 
     def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
         """Keep the weights if a new best checkpoint was saved."""
@@ -77,4 +83,4 @@ def _trained(trainer: AnyTrainer) -> list[Parameter]:
     return [each for each in trainer.algorithm.problem.parameters() if each.requires_grad]
 
 
-__all__ = ["LoadBest"]
+__all__ = ["LoadBest", "one_process_for_best"]

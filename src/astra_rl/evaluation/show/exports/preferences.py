@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from astra_rl.agents.assignment import Assignment
 from astra_rl.agents.history import kept_turns
 from astra_rl.agents.loop import earlier_messages, placed
-from astra_rl.agents.registry import load_world
 from astra_rl.core.messages import Message as AgentMessage
 from astra_rl.core.messages import Trace, chat_messages
 from astra_rl.core.text import Conversation
@@ -248,13 +247,12 @@ def _replies(attempts: Iterable[Attempt]) -> Iterator[_Reply]:
 
 def _replies_of_agent(attempt: Attempt, assignment: Assignment) -> Iterator[_Reply]:
     """Yield the judged messages of an agent; see the module."""
-    world = load_world(assignment.world)
     played: list[Trace] = []
     for turn in attempt.turns:
         if turn.trace is None:  # no response, and none after it
             return
         trace, score = turn.trace.reply("").trace, turn.score(attempt.judge)
-        read = placed(world, assignment.slot, "", turn.attack)
+        read = placed(assignment, "", turn.attack)
         system = [AgentMessage("system", read.system)] if read.system else []
         tools = [tool.as_json() for tool in read.tools]
         failed = score is not None and score >= attempt.threshold

@@ -452,6 +452,7 @@ def test_the_best_of_n_is_not_known_if_one_of_them_has_no_score(seen, outcome):
     )
     assert found["outcomes"][outcome] == 2
     assert [each.turns[0].unknown_alternatives for each in attempts] == [1, 1]
+    assert attempts[0].reasons == ("no result of 1 other attacks that were tried",)
     row = attempts[0].row
     assert row.last_turn_failed == (True if seen else None)
     assert row.first_missing_turn == (None if seen else 1)

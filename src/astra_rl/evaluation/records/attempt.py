@@ -268,9 +268,13 @@ class Attempt(Record):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Reasons of the missing scores of the deciding judge."""
+        """Reasons of the missing scores of the deciding judge, and of unknown alternatives."""
         scores = (turn.scores.get(self.judge) for turn in self.turns)
-        return tuple(each.reason or "not judged" for each in scores if each and each.value is None)
+        unknown = sum(turn.unknown_alternatives for turn in self.turns)
+        return (
+            *(each.reason or "not judged" for each in scores if each and each.value is None),
+            *([f"no result of {unknown} other attacks that were tried"] if unknown else []),
+        )
 
     def logprob(self, under: str = "baseline") -> LogProb | None:
         """Log-probability of the attacks up to the first failure, or of all without a failure.

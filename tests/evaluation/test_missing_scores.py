@@ -252,3 +252,12 @@ def test_an_agent_that_crashes_hides_failures_in_a_single_turn():
     assert Rate(found.asr.successes, found.asr.trials).interval.low > 0.5
     assert found.asr.interval.low <= 0.5 <= found.asr.interval.high
     assert found.hijack_and_utility.interval == found.hijack_and_utility.covering()
+
+
+def test_seeds_without_a_known_outcome_may_have_any_rate():
+    """Half of the trainings end with an attacker whose every conversation has no score."""
+    known = {seed: Rate(50, 1000) for seed in range(10)}
+    found = SeedSpread(known | {seed: Rate(0, 0, 1000) for seed in range(10, 20)})
+    assert math.isnan(found.mean)
+    of_known = SeedSpread(known).interval
+    assert found.interval == pytest.approx((of_known.low / 2, of_known.high / 2 + 0.5))

@@ -19,6 +19,7 @@ from tests.cli.running import astra_rl
 from tests.endpoint import FAST, Endpoint
 
 from astra_rl.agents.mcp import StdioServer
+from astra_rl.agents.registry import load_world
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.runs.attempt_log import AttemptLog
 
@@ -99,6 +100,30 @@ def test_scores_replays_and_further_evaluations_agree(run: Path) -> None:
     ):
         done = astra_rl(*command, cwd=run.parent)
         assert done.returncode == 0, (command, done.stderr)
+
+
+def test_an_attacker_is_played_in_another_world(run: Path) -> None:
+    for attacks, where in (("attacker", "there"), ("untrained", "before")):
+        done = astra_rl(
+            "evaluate",
+            str(run),
+            *("--set", "prompts.scenario=shop", "-o", where),
+            *(() if attacks == "attacker" else ("--attacks", attacks)),
+            cwd=run.parent,
+        )
+        assert done.returncode == 0, done.stderr
+    with AttemptLog(run.parent / "there" / "attempts_again.jsonl") as log:
+        played = list(log)
+    assert len(played) == 3
+    for attempt in played:
+        trace = attempt.turns[0].trace
+        assert trace is not None
+        called = {call.name for each in trace.messages for call in each.calls}
+        assert called <= set(load_world("shop").functions)
+        assert called
+    done = astra_rl("compare", "before", "there", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert "3 prompts" in done.stdout
 
 
 def test_the_worlds_are_listed_and_one_is_described(tmp_path: Path) -> None:

@@ -264,6 +264,7 @@ def test_what_was_reached_before_a_server_failed_counts(misbehaving):
     [
         ("refuses", "Error: no \x1b[31m such argument"),
         ("is_error", "Error: not today"),
+        ("prints", "1: hello"),
         ("control", "a\x00b\x1b[31mc\u202ed\ufffd"),
         ("image", "('image/png', not shown)"),
         ("structured", '{"a": 1}'),

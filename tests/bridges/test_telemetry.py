@@ -178,6 +178,27 @@ def test_every_call_of_a_tool_by_an_agent_is_a_span(spans, monkeypatch):
 
 
 @traced
+def test_arguments_that_are_no_json_without_a_credential_are_told_as_text(spans, monkeypatch):
+    from astra_rl.infra import redaction
+
+    monkeypatch.setattr(redaction, "_registered", redaction._registered)
+    monkeypatch.setattr(redaction, "_forms", redaction._forms)
+    redaction.keep_secret("12345678901234567890")
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
+    target = CallableTarget(lambda messages, tools: "Done.", name="app")
+    said = Utterance("", calls=[ToolCall("pay", {"number": 12345678901234567890})])
+    opening = Assignment("mailbox", "answer_ann", "door_code", "mail").opening()
+    first = iter([[said]])
+    (reply,) = answer_agent(
+        [opening + "x"], lambda contexts: next(first, None) or target.respond(contexts)
+    )
+    assert str(reply) == "Done."
+    last = [span for span in spans() if span.name == "chat app"][-1]
+    read = json.loads(last.attributes["gen_ai.input.messages"])
+    assert read[2]["parts"][-1]["arguments"] == '{"number": (redacted)}'
+
+
+@traced
 def test_calls_and_results_are_parts_of_messages_by_the_conventions(spans, monkeypatch):
     monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
     target = CallableTarget(lambda messages, tools: "Done.", name="app")

@@ -376,8 +376,10 @@ async def _stdio(server: StdioServer, flow: _Flow) -> AsyncIterator[tuple[Any, A
             async with to_session:
                 with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                     async for line in _lines(reader, flow):
+                        if b'"jsonrpc"' not in line:  # something that a program printed
+                            continue
                         message = _message(line)
-                        if flow.failure:
+                        if message is None:
                             return
                         await to_session.send(message)
 
@@ -399,9 +401,8 @@ async def _stdio(server: StdioServer, flow: _Flow) -> AsyncIterator[tuple[Any, A
                     types.jsonrpc_message_adapter.validate_python(value, by_name=False)
                 )
             except ValueError as error:
-                if line.lstrip().startswith(b"{"):  # else something that a program printed
-                    flow.failure = f"it sent a message that cannot be read: {_described(error)}"
-                return error
+                flow.failure = f"it sent a message that cannot be read: {_described(error)}"
+                return None
 
         try:
             async with anyio.create_task_group() as tasks:

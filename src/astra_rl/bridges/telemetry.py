@@ -255,8 +255,16 @@ def _call_part(id: str, name: str, arguments: str) -> dict[str, Any]:
         "type": "tool_call",
         "id": redact(id),
         "name": redact(name),
-        "arguments": json.loads(redact(arguments)),
+        "arguments": _parsed(redact(arguments)),
     }
+
+
+def _parsed(arguments: str) -> Any:
+    """Return JSON, or the text itself: of an endpoint, or with a credential that was a number."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def _answered(span: Span, answer: Any) -> None:

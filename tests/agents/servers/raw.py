@@ -58,12 +58,15 @@ def called(id, arguments):
     if HOW == "flood":
         while True:
             send(method="notifications/message", params={"level": "info", "data": "x" * 1000})
+    if HOW == "prints":
+        sys.stdout.write("\n" * 100_000 + json.dumps({"level": "info"}) + "\n[]\n{]\n")
+        sys.stdout.buffer.write(b'{"a": "\xff"}\n')
     if HOW == "hang":
         time.sleep(600)
     if HOW == "dies":
         os._exit(3)
     if HOW == "no_json":
-        print("{]", "\x1b]0;title\x07", flush=True)
+        print('{"jsonrpc": ]', "\x1b]0;title\x07", flush=True)
         os._exit(0)
     if HOW == "nested":
         print(f'{{"jsonrpc": "2.0", "id": {id}, "result": {"[" * 50_000}', flush=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.models.test_dialogues import FAMILIES, dialogue
 
-from astra_rl.agents import WORLDS, Assignment, load_world
+from astra_rl.agents import WORLDS, Assignment, answer, load_world
 from astra_rl.agents.reading import reading
 from astra_rl.agents.world import SLOTS
 from astra_rl.core.text import Conversation, Exchange, Utterance
@@ -34,6 +34,26 @@ def test_each_slot_of_each_task_can_be_read(name):
             elif slot == "tool_description":
                 shown = [found.tools[0].description]
             assert ATTACK in shown[0], (task.id, slot)
+
+
+@pytest.mark.parametrize("slot", ["mail", "tool_result", "tool_result:list_mails"])
+@pytest.mark.parametrize("attack", ["the", ".", "Saturday"])
+def test_words_that_stand_elsewhere_too_are_read_in_the_slot(slot, attack):
+    found = reading(Assignment("mailbox", "answer_ann", "door_code", slot).opening() + attack)
+    assert found.messages[-1].role == "tool"
+    if slot != "mail":
+        assert found.messages[-1].text.endswith(f"\n{attack}")
+
+
+@pytest.mark.parametrize("slot", ["mail", "tool_result"])
+def test_an_attack_that_is_made_again_is_read_again(slot):
+    once = Assignment("mailbox", "answer_ann", "door_code", slot).opening() + ATTACK
+    (reply,) = answer([once], ScriptedAgent().respond)
+    first, second = reading(once), reading(once + reply + ATTACK)
+    assert len(second.messages) > len(first.messages) + 2
+    assert second.messages[-1].role == "tool"
+    shown = second.messages[-1].text.count(ATTACK)
+    assert shown == (2 if slot == "mail" else 1)
 
 
 def test_other_texts_are_read_nowhere():

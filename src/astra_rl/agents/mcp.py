@@ -47,10 +47,10 @@ class McpWorld(World):
     5. `StdioServer`: a new process; then the calls of the branch are made again.
 
     An `HttpServer` needs `reset`, which is also called before the first call, or `stateless`, and
-    may be used by one process at a time, of a distributed run too. Calls that are made again must have the same
-    results, else the turn has no response (`WorldFailure`). A call has its effect once per branch
-    inside the server; what the server does outside of itself is done again when calls are made
-    again, so let it be a simulation, or declare `snapshot` and `restore`.
+    may be used by one process at a time, also of a distributed run. Calls that are made again must
+    have the same results, else the turn has no response (`WorldFailure`). A call has its effect
+    once per branch inside the server; what the server does outside of itself is done again when
+    calls are made again, so let it be a simulation, or declare `snapshot` and `restore`.
 
     Attributes:
         server: The server.

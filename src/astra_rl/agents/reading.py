@@ -35,7 +35,7 @@ def reading(context: str) -> Dialogue | None:
     if not attack or turn.is_over:  # a turn that takes the last one back shows nothing
         return None
     calls = iter(as_calls(turn.task.calls))
-    while not _shows(turn.dialogue(), attack):
+    while not _is_shown(turn, assignment.slot.partition(":")[0], attack):
         call = next(calls, None)
         if call is None or turn.is_over:
             return None
@@ -43,6 +43,11 @@ def reading(context: str) -> Dialogue | None:
     return turn.dialogue()
 
 
-def _shows(dialogue: Dialogue, attack: str) -> bool:
-    texts = [each.text for each in dialogue.messages if each.role in ("system", "user", "tool")]
-    return any(attack in text for text in (*texts, *(each.description for each in dialogue.tools)))
+def _is_shown(turn: AgentTurn, slot: str, attack: str) -> bool:
+    """Whether the slot was read in this turn; the same words elsewhere are not the attack."""
+    if slot not in turn.world.slots:
+        if slot != "tool_result":
+            return True  # before the first call
+        if turn.placed.tool is not None:
+            return False  # still to come
+    return any(attack in message.text for message in turn.messages if message.role == "tool")

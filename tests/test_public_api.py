@@ -288,7 +288,7 @@ def test_what_breaks_a_call_is_known(was, now, same):
         (
             "Node",
             "context attack response reward children= *reward_terms= *truncated= "
-            "*continuation_probability= *next_context= *role=",
+            "*continuation_probability= *next_context= *role= *unknown_alternatives=",
         ),
         ("Graph", "context children="),
         ("Trainer", "config environment algorithm *callbacks="),

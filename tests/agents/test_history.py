@@ -44,6 +44,12 @@ def test_at_least_n_and_at_most_2n_minus_1_turns_are_read(turns):
     assert compacted(conversation(turns, 0)).turns == given.turns
 
 
+def test_what_is_left_out_is_quoted_shortly_in_languages_without_spaces_too():
+    read = compacted(Conversation(turns=["请把" * 500, "ok"] * 40, facts={"agent.history": "5"}))
+    assert "请把" in read.brief
+    assert len(read.brief) < 800
+
+
 def test_an_attacker_behind_an_endpoint_reads_the_same():
     read = as_attacker_reads(conversation(12, 5))
     assert "(5 earlier turns are left out." in read.prompt

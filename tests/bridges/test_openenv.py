@@ -1,6 +1,7 @@
 """A server of OpenEnv offers conversations with a target, and TRL trains an attacker on them."""
 
 import math
+import time
 
 import pytest
 from tests.bridges.making import opening
@@ -68,6 +69,84 @@ def test_what_has_no_score_is_no_reward(url):
             client.reset(opening=0)
             none = client.step({"message": message})
             assert (none.observation["response"], none.reward, none.done) == ("", None, True)
+
+
+def test_a_reset_that_is_refused_does_not_lengthen_a_conversation(url):
+    from openenv.core import GenericEnvClient
+
+    with GenericEnvClient(base_url=url).sync() as client:
+        client.reset(opening=0)
+        assert not client.step({"message": "one"}).done
+        for opening in (0.5, "0", [], 10**80):
+            with pytest.raises(RuntimeError, match="give a number from 0 to 1"):
+                client.reset(opening=opening)
+        assert client.step({"message": "two"}).done
+
+
+def test_a_conversation_whose_score_fails_is_over():
+    from astra_rl.bridges.openenv import Attack, AttackEnvironment
+
+    def score(turns):
+        raise RuntimeError("out of memory")
+
+    environment = AttackEnvironment(OPENINGS, lambda contexts: ["no"], score)
+    environment.reset(opening=0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        environment.step(Attack(message="one"))
+    with pytest.raises(ConfigurationError, match="it is over"):
+        environment.step(Attack(message="two"))
+
+
+@pytest.mark.parametrize(
+    ("origin", "accepted"),
+    [
+        (None, True),
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1:8000", True),
+        ("https://page.example", False),
+        ("http://127.0.0.1%25.page.example", False),
+        ("http://[::1", False),
+        ("null", False),
+    ],
+)
+def test_pages_of_other_machines_are_refused(origin, accepted):
+    from starlette.testclient import TestClient
+    from starlette.websockets import WebSocketDisconnect
+
+    from astra_rl.bridges.openenv import environment_app
+
+    client = TestClient(environment_app(OPENINGS, CallableTarget(application), judge))
+    headers = {} if origin is None else {"origin": origin}
+    assert client.post("/reset", json={}, headers=headers).status_code == (200 if accepted else 403)
+    if accepted:
+        with client.websocket_connect("/ws", headers=headers) as socket:
+            socket.send_json({"type": "reset", "data": {}})
+            assert socket.receive_json()["type"] == "observation"
+    else:
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/ws", headers=headers):
+            raise AssertionError("connected")
+
+
+def test_sessions_that_are_left_open_do_not_fill_the_server():
+    """`openenv/session/create` opens a session that no connection holds."""
+    from starlette.testclient import TestClient
+
+    from astra_rl.bridges import openenv
+
+    def create(client):
+        call = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create", "params": {}}
+        return "result" in {k: v for k, v in client.post("/mcp", json=call).json().items() if v}
+
+    app = openenv.environment_app(
+        OPENINGS, CallableTarget(application), judge, most_sessions=1, seconds_idle=0.5
+    )
+    with TestClient(app) as client:
+        assert create(client)
+        assert not create(client)
+        deadline = time.monotonic() + 60
+        while not create(client) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert time.monotonic() < deadline
 
 
 def test_the_side_of_trl(url):

@@ -240,3 +240,13 @@ def test_prompts_of_very_different_numbers_of_trials_count_by_their_weight():
         low, high = clustered_interval(list(zip(won.tolist(), trials.tolist(), strict=True)))
         covered += low <= 0.2 <= high
     assert covered >= (0.93 - 2 * 0.021) * repetitions  # two standard errors
+
+
+def test_success_within_some_queries_counts_prompts_as_far_as_they_were_tried():
+    """Each query succeeds in a fifth of the cases; half of 1,000 prompts get a single one."""
+    won = [at for at, count in enumerate((200, 80, 64, 51, 41), 1) for _ in range(count)]
+    found = QueriesToSuccess(tuple(won), (1,) * 400 + (5,) * 164).won_within(5)
+    assert found.known_share > 0.7
+    assert found.estimate == pytest.approx(1 - 0.8**5, abs=0.002)
+    assert found.interval == found.covering()
+    assert math.isnan(QueriesToSuccess((1,), (1, 1)).won_within(3).estimate)

@@ -299,7 +299,7 @@ def test_outcomes_always_add_up_and_bounds_hold_the_estimate(episodes, threshold
     assert sum(result["first_failures_by_turn"]) == result["outcomes"]["success"]
     assert sum(each["size"] for each in result["clusters"]) == result["outcomes"]["success"]
     asr = result["asr"]
-    if asr["trials"]:
+    if not math.isnan(asr["estimate"]):  # nor if all that reach a turn lack its score
         assert asr["lowest"] <= asr["estimate"] <= asr["highest"]
     json.dumps(jsonable(result), allow_nan=False)
 
@@ -432,3 +432,28 @@ def test_an_attack_that_was_chosen_by_the_answers_costs_all_of_them():
     assert found["conversations"][0]["queries_per_turn"] == 4
     median = found["queries_to_success"]["median"]
     assert median % 4 == 0 or math.isinf(median)
+
+
+@pytest.mark.parametrize(("seen", "outcome"), [(0.0, "unscored"), (1.0, "success")])
+def test_the_best_of_n_is_not_known_if_one_of_them_has_no_score(seen, outcome):
+    """A judge that declines to score one of three answers, which may be the failure."""
+    problem = ToyProblem(ScriptedModerator({}, seen))
+    environment = BestOfNEnvironment(problem, ["hello"], tree_width=3)
+    answered, missing = problem.reward_terms, iter([True, False, False] * 2)
+
+    def reward_terms(*texts):
+        rewards, terms = answered(*texts)
+        return [math.nan if next(missing) else each for each in rewards], terms
+
+    problem.reward_terms = reward_terms
+    attempts = []
+    found = ASTEvaluator(environment, ["hello"] * 2, record=attempts.append).evaluate(
+        progress=False
+    )
+    assert found["outcomes"][outcome] == 2
+    assert [each.turns[0].unknown_alternatives for each in attempts] == [1, 1]
+    assert attempts[0].reasons == ("no result of 1 other attacks that were tried",)
+    row = attempts[0].row
+    assert row.last_turn_failed == (True if seen else None)
+    assert row.first_missing_turn == (None if seen else 1)
+    assert (found["asr"]["lowest"], found["asr"]["highest"]) == (seen, 1)

@@ -125,6 +125,17 @@ def test_what_the_client_sends_beside_the_key_is_checked_first(
         ("192.168.0.1", False),
         ("[2001:db8::1]", False),
         ("provider.example", False),
+        ("[::1%lo]", True),
+        # Beginnings and ends that look like this machine, in names of other ones.
+        ("127.0.0.1%25.example", False),
+        ("127.0.0.1%20.example", False),
+        ("127.0.0.1 .example", False),
+        ("[::1%.example]", False),
+        ("example\\.localhost", False),
+        ("example%00.localhost", False),
+        ("example;.localhost", False),
+        ("127.0.0.1@example", False),
+        ("[::1%İ]", False),
     ],
 )
 def test_names_of_this_machine_are_known(host: str, expected: bool) -> None:

@@ -21,7 +21,7 @@ TAKEN_BACK = "taken back"
 NOT_TAKEN_BACK = "not taken back"
 """`Trace.ended` of one that had no effect."""
 
-_QUOTES, _WORDS = 8, 6
+_QUOTES, _WORDS, _CHARACTERS = 8, 6, 60
 
 
 def compacted(conversation: Conversation) -> Conversation:
@@ -29,7 +29,8 @@ def compacted(conversation: Conversation) -> Conversation:
 
     With a history of n turns, the oldest turns are left out in blocks of n, so that at least n and
     at most 2 n - 1 turns are kept; between two cuts a prompt only grows. The brief then says how
-    many turns are left out, and the first words of the latest `_QUOTES` attacks among them.
+    many turns are left out, and the first words of the latest `_QUOTES` attacks among them, of each
+    at most `_CHARACTERS` characters.
     """
     turns = conversation.turns
     keep = int(conversation.facts.get(HISTORY, 0))
@@ -37,7 +38,10 @@ def compacted(conversation: Conversation) -> Conversation:
     if blocks < 1:
         return conversation
     left_out = turns[: 2 * keep * blocks]
-    quotes = [" ".join(attack.split()[:_WORDS]) for attack in left_out[::2][-_QUOTES:]]
+    quotes = [
+        " ".join(attack.split()[:_WORDS])[:_CHARACTERS]  # many languages write without spaces
+        for attack in left_out[::2][-_QUOTES:]
+    ]
     listed = "; ".join(f'"{each}"' for each in quotes)
     note = f"({keep * blocks} earlier turns are left out. What you wrote in them began: {listed})"
     return Conversation(

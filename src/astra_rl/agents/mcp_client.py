@@ -60,7 +60,7 @@ class StdioServer:
     """
 
     command: Sequence[str]
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:

@@ -21,25 +21,37 @@ from astra_rl.bridges.trl import Scorer, scorer_of
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation, Exchange, NoAttack, NoReply, NotAsked
 from astra_rl.errors import ConfigurationError, require
+from astra_rl.infra.loopback import is_loopback
 from astra_rl.methods.prompted_attacker import as_attacker_reads
 from astra_rl.rewards.base import RewardPart
 from astra_rl.targets.base import Target
 
 try:
     from openenv.core import GenericEnvClient, create_fastapi_app
-    from openenv.core.env_server import Action, Environment, Observation, State
+    from openenv.core.env_server import (
+        Action,
+        ConcurrencyConfig,
+        Environment,
+        Observation,
+        State,
+    )
 except ImportError:
     require("openenv", extra="openenv")  # says how to install it
     raise
 from pydantic import Field
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     import datasets
 
 MOST_SESSIONS = 64
 """Default of the largest number of open connections of a server."""
+SECONDS_IDLE = 3600.0
+"""Default of the seconds after which a server forgets a session that sends nothing."""
 TIMEOUT = 600.0
 """Default of the seconds that a client waits for the response and the score of a message."""
 
@@ -112,9 +124,9 @@ class AttackEnvironment(Environment):  # type: ignore[misc]
         """
         if opening is None:
             opening = random.Random(seed).randrange(len(self._openings))
-        if not 0 <= opening < len(self._openings):
+        if not (isinstance(opening, int) and 0 <= opening < len(self._openings)):
             raise ConfigurationError(
-                f"opening={opening}; give a number from 0 to {len(self._openings) - 1}."
+                f"opening={opening!r:.40}; give a number from 0 to {len(self._openings) - 1}."
             )
         self._opening, self._turns = opening, 0
         self._conversation = self._openings[opening]
@@ -122,7 +134,7 @@ class AttackEnvironment(Environment):  # type: ignore[misc]
         return self._reply(response="", done=False, reward=None)
 
     def step(self, action: Attack, timeout_s: float | None = None) -> Reply:
-        """Send a message, and score the turn.
+        """Send a message, and score the turn. If that fails, the conversation is over.
 
         Raises:
             ConfigurationError: No conversation has begun, or it is over.
@@ -130,6 +142,7 @@ class AttackEnvironment(Environment):  # type: ignore[misc]
         context = self._conversation
         if context is None:
             raise ConfigurationError("no conversation has begun, or it is over; call reset().")
+        self._conversation = None
         self._turns += 1
         self._state.step_count = self._turns
         if action.message.strip():
@@ -140,7 +153,8 @@ class AttackEnvironment(Environment):  # type: ignore[misc]
         (value,) = self._score([turn])
         is_answered = not isinstance(turn.response, NoReply | NotAsked)
         is_over = not is_answered or self._turns == self._most
-        self._conversation = None if is_over else context + turn.attack + turn.response
+        if not is_over:
+            self._conversation = context + turn.attack + turn.response
         return self._reply(
             response=str(turn.response),
             done=is_over,
@@ -162,12 +176,14 @@ def environment_app(
     turns: int = 1,
     moderator: str | Moderator[Any, Any] | None = None,
     most_sessions: int = MOST_SESSIONS,
+    seconds_idle: float = SECONDS_IDLE,
 ) -> FastAPI:
     """Return an OpenEnv server of conversations with a target, as a FastAPI application.
 
     One message at a time is answered and scored; the others wait. Whoever reaches the server can
     send messages to the target: let it listen on a loopback address, or behind a proxy that checks
-    who is asking.
+    who is asking. Pages in a browser are refused unless they are of this machine, because any page
+    can send messages to a loopback address.
 
     Args:
         openings: What conversations begin with; of a run: those of `to_trl_dataset`.
@@ -176,6 +192,8 @@ def environment_app(
         turns: Messages of a conversation.
         moderator: Moderator of a reward with terms that have none of their own.
         most_sessions: Largest number of open connections; one per conversation at a time.
+        seconds_idle: Seconds after which a session that sends nothing is forgotten, so that
+            connections that were lost do not fill the server; longer than an update of the trainer.
 
     Raises:
         ConfigurationError: There is no opening or no turn, or the reward needs probabilities.
@@ -196,12 +214,41 @@ def environment_app(
         with lock:
             return score(turns)
 
-    return create_fastapi_app(
+    app = create_fastapi_app(
         lambda: AttackEnvironment(known, respond, scored, turns),
         Attack,
         Reply,
-        max_concurrent_envs=most_sessions,
+        concurrency_config=ConcurrencyConfig(
+            max_concurrent_envs=most_sessions, session_timeout=seconds_idle
+        ),
     )
+    app.add_middleware(_RefusesPages)
+    return app
+
+
+class _RefusesPages:
+    """Refuses what a browser sends for a page of another machine, also by DNS rebinding."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_request = scope["type"] in ("http", "websocket")
+        origin = Headers(scope=scope).get("origin") if is_request else None
+        if origin is None or _is_of_this_machine(origin):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # before accept: HTTP status 403
+        else:
+            refused = PlainTextResponse("pages of other machines are refused", status_code=403)
+            await refused(scope, receive, send)
+
+
+def _is_of_this_machine(origin: str) -> bool:
+    try:
+        return is_loopback(origin)
+    except ValueError:
+        return False
 
 
 class AttackSession:

@@ -39,6 +39,8 @@ class Node(Generic[StateT, ActionT]):
             of its value; None if it is not known, or the turn is not truncated.
         role: Who made the turn. Rewards are passed back, and attacks compared, between turns of one
             role only.
+        unknown_alternatives: Number of turns among which this one was selected as the best and
+            whose response could not be rewarded, so that one of them may be better.
     """
 
     context: StateT
@@ -51,6 +53,7 @@ class Node(Generic[StateT, ActionT]):
     continuation_probability: float | None = field(default=None, kw_only=True)
     next_context: StateT | None = field(default=None, kw_only=True)
     role: Role = field(default="attacker", kw_only=True)
+    unknown_alternatives: int = field(default=0, kw_only=True)
 
 
 @dataclass

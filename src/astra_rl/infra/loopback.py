@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from typing import Any
 from urllib.parse import urlsplit
+
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+(%[a-z0-9_-]+)?", re.ASCII)
+"""A name, or an address of IPv6 with or without a zone. Libraries read others differently."""
 
 
 def is_loopback(url: str) -> bool:
@@ -15,6 +19,8 @@ def is_loopback(url: str) -> bool:
     connection to them ends on this machine.
     """
     host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    if not _HOST.fullmatch(host):
+        return False
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.environment import Graph, Node
+from astra_rl.core.moderator import is_not_sent
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
-from astra_rl.core.text import Exchange
+from astra_rl.core.text import Exchange, NotAsked, NotSent, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.methods.ast_environment import ASTEnvironment, ASTNode, Branch
@@ -164,7 +165,9 @@ class BestOfNEnvironment(ASTEnvironment):
 
     All attacks stay in the graph, so an algorithm learns from each. A conversation of T turns costs
     n T attacks where a tree costs n^T. In evaluation only the best attack of each turn is kept,
-    selected by the reward, not by the judge.
+    selected by the reward, not by the judge. An answer whose reward is missing may be the best, so
+    without a success the outcome of a conversation with such an answer is not known
+    (`Node.unknown_alternatives`).
 
     Args:
         problem: The models and the reward.
@@ -222,7 +225,15 @@ class BestOfNEnvironment(ASTEnvironment):
             place: Graph[str, str] | ASTNode = graph
             while place.children:
                 best = max(
-                    place.children, key=lambda node: (bool(node.children), _reward_or_least(node))
+                    place.children,
+                    key=lambda node: (
+                        bool(node.children),
+                        _is_not_sent(node),  # so that the whole turn counts as not made
+                        _reward_or_least(node),
+                    ),
+                )
+                best.unknown_alternatives = sum(
+                    _is_unknown(node) for node in place.children if node is not best
                 )
                 place.children = [best]
                 place = best
@@ -324,3 +335,16 @@ def _turn(branch: Branch) -> ASTNode:
 
 def _reward_or_least(node: ASTNode) -> float:
     return -math.inf if is_missing(node.reward) else node.reward
+
+
+def _is_unknown(node: ASTNode) -> bool:
+    """Whether a response to an attack could not be rewarded; a withheld one is no failure."""
+    response = Utterance.of(node.response)
+    is_needed = response.finish_reason != "content_filter" and not isinstance(response, NotAsked)
+    return is_needed and is_missing(node.reward)
+
+
+def _is_not_sent(node: ASTNode) -> bool:
+    """Whether the target or a judge was not called, because a budget is spent."""
+    values = (node.reward, *node.reward_terms.values())
+    return isinstance(node.response, NotSent) or any(map(is_not_sent, values))

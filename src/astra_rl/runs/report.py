@@ -175,7 +175,7 @@ def _with_bands(
             prompts[attempt.prompt_id] = won + (attempt.outcome is Outcome.SUCCESS), known + 1
         else:
             unknown[attempt.step] += 1
-            if hides_failures(attempt.outcome, len(attempt.turns)):
+            if hides_failures(attempt.outcome, len(attempt.turns) * attempt.queries_per_turn):
                 selective.add(attempt.step)
     found = []
     for row in history:

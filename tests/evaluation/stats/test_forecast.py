@@ -209,6 +209,12 @@ def test_measured_rates_that_differ_by_chance_have_no_largest():
     assert "single trial" in forecast_largest_rate([(0, 1)] * 100, 1000).text
 
 
+def test_one_known_prompt_of_many_is_not_the_only_prompt():
+    found = forecast_success([(5, 5), *[(0, 0)] * 19], 100, unscored=95)
+    assert isinstance(found, NoForecast)
+    assert isinstance(forecast_success([(5, 5)], 100), Forecast)
+
+
 def test_a_forecast_says_what_shape_its_interval_assumes():
     """Two kinds of prompts, 0.5 and 0.02: at 1,000 tries it covers nothing (the truth is 1)."""
     found = forecast_success([(5, 10), (0, 10), (1, 10)] * 10, 100)

@@ -264,3 +264,14 @@ def test_the_rate_of_conversations_that_end_early_is_corrected(stops, blocked):
         below += found.interval.high < np.mean(truths)
     assert above <= 4
     assert below <= 2
+
+
+def test_what_lacks_a_score_was_not_withheld():
+    """50 withheld responses, 5 verdicts, 45 missing scores, which may all be failures."""
+    turns = JudgedTurns({0: 50, 1: 5})
+    guess = correct_rate(Rate(3, 55, 45), Confusion(6, 4, 8, 3), turns)
+    assert guess.may_guess
+    assert guess.interval.high >= 0.5
+    good = correct_rate(Rate(3, 55, 45), labelled(0.9, 0.9), turns)
+    assert good.interval.high >= 0.5
+    assert good.interval.low == 0  # 0.03 is less than 0.5 times the false positives

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from astra_rl.evaluation.stats import paired_tests
+from astra_rl.evaluation.stats.intervals import student_tails
 from astra_rl.evaluation.stats.paired import compare_pairs, compare_trials
 from astra_rl.evaluation.stats.paired_tables import PromptTable, PromptTrials
 from astra_rl.evaluation.stats.paired_tests import (
@@ -236,3 +237,25 @@ def test_p_values_of_unequal_numbers_of_trials_are_not_too_small(of_a, of_b):
         ]
         small += compare_trials(prompts).p_value < 0.05
     assert small <= 0.05 * repetitions + 2 * math.sqrt(0.05 * 0.95 * repetitions)
+
+
+@pytest.mark.parametrize(("prompts", "most"), [(10, 0.05), (40, 0.08)])
+def test_equal_rates_whose_differences_are_of_one_sign_are_not_told_apart(prompts, most):
+    """B fails always at one prompt in ten and never else, A at a rate of 10%, ten trials each."""
+    rng = np.random.default_rng(0)
+    false_alarms = 0
+    for _ in range(200):
+        rates_b = rng.random(prompts) < 0.1
+        won = rng.random((prompts, 10)) < 0.1
+        found = compare_pairs(
+            [[(bool(a), bool(b)) for a in row] for row, b in zip(won, rates_b, strict=True)]
+        )
+        false_alarms += found.p_value <= 0.05
+    assert false_alarms / 200 <= most
+
+
+@given(st.floats(0, 30), st.integers(1, 60))
+def test_the_tails_of_student_are_those_of_scipy(t, degrees):
+    assert student_tails(t, degrees) == pytest.approx(
+        2 * stats.t.sf(t, degrees), rel=0.02, abs=1e-4
+    )

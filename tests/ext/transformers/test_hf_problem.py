@@ -233,6 +233,24 @@ def test_training_moves_the_attacker_and_nothing_else(make):
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_what_a_baseline_of_another_vocabulary_writes_is_trained_on_and_answered_as_its_text():
+    """Its ids mean other letters to the attacker and to the target."""
+    baseline = tiny(seed=3, letters=LETTERS[::-1])
+    problem = problem_of(target=tiny(seed=1), baseline=baseline)
+    contexts = ["hello.", "good day"]
+    with problem.attacking_untrained():
+        attacks = problem.rollout_prompt_with_attacker(contexts)
+    texts = [Utterance(str(attack)) for attack in attacks]
+    assert torch.equal(
+        problem.get_attacker_logprobs(contexts, attacks),
+        problem.get_attacker_logprobs(contexts, texts),
+    )
+    assert torch.equal(
+        problem.get_target_logprobs(contexts, attacks),
+        problem.get_target_logprobs(contexts, texts),
+    )
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_baseline_of_an_adapter_is_the_base_model_before_and_after_training(family):
     pair, untouched = tiny(family, seed=1), tiny(family, seed=1)

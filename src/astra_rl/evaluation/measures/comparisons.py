@@ -49,7 +49,7 @@ class PromptSide(NamedTuple):
         return cls(
             {row.trial: success_of(row) for row in rows},
             [row.course for row in rows],
-            any(hides_failures(row.outcome, row.turns) for row in rows),
+            any(hides_failures(row.outcome, row.answers) for row in rows),
         )
 
 
@@ -153,6 +153,7 @@ class PairTally:
         self._tables: Counter[PromptTable] = Counter()
         self._unpaired = 0
         self._courses = Courses(), Courses()
+        self._ends: tuple[set[End], set[End]] = set(), set()
         self._selective = False
 
     def add(self, a: PromptSide, b: PromptSide) -> None:
@@ -162,7 +163,8 @@ class PairTally:
             return
         self._tables[PromptTable.of(a.trials, b.trials)] += 1
         self._selective |= a.selective or b.selective
-        for counted, side in zip(self._courses, (a, b), strict=True):
+        for counted, ends, side in zip(self._courses, self._ends, (a, b), strict=True):
+            ends.update(course.end for course in side.courses if course is not None)
             for course in side.courses:  # each prompt has the same weight
                 counted.add(course, 1 / len(side.courses))
 
@@ -187,11 +189,13 @@ class PairTally:
                 "prompts can be compared in pairs."
             )
         a, b = (each.rate for each in self._courses)
+        # What was withheld needs no score, so those that lack one are not like the known ones.
+        selective = self._selective or any({End.WITHHELD, End.LOST} <= ends for ends in self._ends)
         return compare_tables(
             self._tables,
             unpaired=self._unpaired,
             confidence=confidence,
-            by_turn=a - b if self._selective else None,
+            by_turn=a - b if selective else None,
             sequential=self._sequential,
         )
 

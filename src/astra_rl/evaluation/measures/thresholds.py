@@ -44,7 +44,7 @@ class ScoreTable:
         self._numbers: dict[str, int] = {}
         self._prompts = array("I")
         self._without = array("b")  # whether the outcome is known without any score
-        self._several = array("b")  # whether it has several turns, see `hides_failures`
+        self._several = array("b")  # whether it has several answers, see `hides_failures`
         self._judges = {judge: _Column(array("d"), array("b")) for judge in judges}
         if len(self._judges) > most:
             raise ConfigurationError(f"{len(self._judges)} judges; at most {most} are counted.")
@@ -65,7 +65,7 @@ class ScoreTable:
             scores = [turn.score(judge) for turn in attempt.turns]
             column.scores.append(max((s for s in scores if s is not None), default=-math.inf))
             column.known_below.append(_is_known_below(attempt, judge))
-        self._several.append(len(attempt.turns) > 1)
+        self._several.append(len(attempt.turns) * attempt.queries_per_turn > 1)
         self._without.append(_is_known_without_scores(attempt))
         self._prompts.append(self._numbers.setdefault(attempt.prompt_id, len(self._numbers)))
 
@@ -102,7 +102,11 @@ class ScoreTable:
         self, fails: NDArray[np.bool_], known_below: NDArray[np.bool_], sequential: bool
     ) -> Rate:
         known = fails | known_below
-        selective = bool((~known & np.asarray(self._several).astype(np.bool_)).any())
+        several, without = (
+            np.asarray(each).astype(np.bool_) for each in (self._several, self._without)
+        )
+        # What was withheld needs no score, so those that lack one are not like the known ones.
+        selective = bool((~known & several).any() or ((~known).any() and without.any()))
         if len(self._numbers) == len(known):  # one attempt at each prompt
             successes, trials = int(fails.sum()), int(known.sum())
             return Rate(

@@ -88,14 +88,22 @@ class AttemptRow(NamedTuple):
     def course(self) -> Course | None:
         """The part with a verdict in each turn; None if it was not recorded which are missing."""
         won, missing = self.first_failing_turn, self.first_missing_turn
+        lost = End.FAILED if self.outcome is Outcome.ERROR else End.LOST
         if missing is not None and (won is None or missing <= won):
-            return Course(missing, End.LOST)
+            return Course(missing, lost)
         if self.outcome is Outcome.SUCCESS:
             won = 1 if won is None and self.turns == 1 else won
             return None if won is None else Course(won, End.SUCCESS)
+        if self.outcome in (Outcome.BLOCKED, Outcome.NO_ATTACK):
+            return Course(max(1, self.turns), End.WITHHELD)
         if self.outcome in KNOWN_OUTCOMES:
             return Course(max(1, self.turns), End.COMPLETE)
-        return Course(1, End.LOST) if self.turns <= 1 else None
+        return Course(1, lost) if self.turns <= 1 else None
+
+    @property
+    def answers(self) -> int:
+        """Number of answers of the target, each of which could have been a failure of it."""
+        return self.turns * self.queries_per_turn
 
     @property
     def judged_turns(self) -> int:
@@ -260,9 +268,13 @@ class Attempt(Record):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Reasons of the missing scores of the deciding judge."""
+        """Reasons of the missing scores of the deciding judge, and of unknown alternatives."""
         scores = (turn.scores.get(self.judge) for turn in self.turns)
-        return tuple(each.reason or "not judged" for each in scores if each and each.value is None)
+        unknown = sum(turn.unknown_alternatives for turn in self.turns)
+        return (
+            *(each.reason or "not judged" for each in scores if each and each.value is None),
+            *([f"no result of {unknown} other attacks that were tried"] if unknown else []),
+        )
 
     def logprob(self, under: str = "baseline") -> LogProb | None:
         """Log-probability of the attacks up to the first failure, or of all without a failure.
@@ -289,6 +301,8 @@ class Attempt(Record):
     def row(self) -> AttemptRow:
         """The fields that statistics need."""
         last = self.turns[-1].score(self.judge) if self.turns else None
+        if self.turns and self.turns[-1].unknown_alternatives and not self._fails(last):
+            last = None
         likelihood = self.logprob()
         return AttemptRow(
             id=self.id,
@@ -318,7 +332,9 @@ class Attempt(Record):
     def first_missing_turn(self) -> int | None:
         """First turn, counted from 1, without a verdict that it needs; see `AttemptRow`."""
         for at, turn in enumerate(self.turns, 1):
-            if turn.score(self.judge) is None and not (turn.blocked or turn.without_attack):
+            score = turn.score(self.judge)
+            is_lost = score is None and not (turn.blocked or turn.without_attack)
+            if is_lost or (turn.unknown_alternatives and not self._fails(score)):
                 return at
         return len(self.turns) + 1 if self.outcome not in KNOWN_OUTCOMES else None
 

@@ -15,6 +15,10 @@ class End(IntEnum):
     """With a missing verdict."""
     COMPLETE = 2
     """Every turn has a verdict, and none is a success."""
+    FAILED = 3
+    """With a call that failed, so that there is no response."""
+    WITHHELD = 4
+    """With a turn that needs no verdict: the response was withheld, or there was no attack."""
 
 
 class Course(NamedTuple):

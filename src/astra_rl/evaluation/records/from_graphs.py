@@ -174,6 +174,7 @@ def _turn(
         reasoning=response.reasoning,
         attack_reasoning=attack.reasoning,
         trace=TraceRecord.of(node.response),
+        unknown_alternatives=node.unknown_alternatives,
         not_sent=isinstance(response, NotSent),
     )
 

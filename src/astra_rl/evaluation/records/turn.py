@@ -89,6 +89,8 @@ class Turn(Record):
         attack_reasoning: What the attacker thought before the attack; None if unknown.
         asked: Digest of the complete input of the target, including its template; None if unknown.
         trace: What the target did, if it is an agent with tools.
+        unknown_alternatives: Number of attacks that were tried in this turn and whose result is not
+            known, while this one was the best of the others; see `Node`.
         not_sent: Whether the target was not called because a budget is spent; not written to JSON.
     """
 
@@ -107,6 +109,7 @@ class Turn(Record):
     reasoning: Text | None = None
     attack_reasoning: Text | None = None
     trace: TraceRecord | None = None
+    unknown_alternatives: Count = 0
     not_sent: bool = Field(default=False, exclude=True)
 
     def score(self, judge: str) -> float | None:

@@ -235,7 +235,7 @@ def forecast_success(
             of them decides a prompt.
     """
     known = [each for each in prompts if each[1]]
-    if len(known) == 1:
+    if len(known) == len(prompts) == 1:
         return _of_one_prompt(*known[0], tries, unscored)
     typical = float(np.median([of for _, of in known])) if known else 0.0
     successes = sum(won for won, _ in known)

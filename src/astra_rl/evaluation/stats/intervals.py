@@ -255,6 +255,22 @@ def student_quantile(confidence: float, degrees: float) -> float:
     )
 
 
+def student_tails(t: float, degrees: float) -> float:
+    """Return the probability that Student's t is at least as far from zero, see `student_quantile`.
+
+    Args:
+        t: At least 0.
+        degrees: Degrees of freedom, at least 1.
+    """
+    low, high = 1e-12, 1.0
+    if student_quantile(1 - low, degrees) <= t:
+        return low
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_quantile(1 - middle, degrees) > t else (low, middle)
+    return high
+
+
 def intervals_apart(a: Interval, b: Interval) -> bool:
     """Whether two intervals have no point in common.
 

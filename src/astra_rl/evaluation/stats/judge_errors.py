@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -297,7 +297,9 @@ def correct_rate(
     known = {n: count for n, count in planned.items() if n and count}
     if not known:
         return NotCorrected("no turn has a verdict of the judge")
-    judged = sum(known.values()) / sum(planned.values())
+    without = planned.get(0, 0) / sum(planned.values())
+    shares = _shares_with_verdict(rate, without)
+    judged = shares[-1] if rate.is_by_turn else 1 - without  # as the rate itself
     errors = _ErrorRates.of_turns(counts, by_group, known, judged, confidence)
     same = _ErrorRates.of_turns(counts, by_group, {1: 1}, judged, confidence)
     false, sensitivity = errors.false_positive, errors.sensitivity
@@ -310,7 +312,16 @@ def correct_rate(
     if math.isnan(rate.estimate):
         return NotCorrected("the rate has no estimate, because of missing scores of turns")
     q = _Ends(rate.estimate, *rate.covering(confidence))
-    inside = _GRID[errors.compatible(q) | same.compatible(q)]
+    inside = _GRID[
+        np.any(
+            [
+                replace(each, judged=share).compatible(q)
+                for each in (errors, same)
+                for share in shares
+            ],
+            axis=0,
+        )
+    ]
     if not len(inside):
         return NotCorrected(
             f"a rate of {format_percent(q.value)} contradicts the measured error rates, with which "
@@ -342,6 +353,22 @@ def correct_rate(
         ),
         may_guess,
     )
+
+
+def _shares_with_verdict(rate: Rate, without: float) -> tuple[float, ...]:
+    """Return the lowest and highest share of conversations that a judge could score.
+
+    A conversation of unknown outcome may be one whose responses were all withheld, if the call
+    failed; if its score is missing, it is not. The highest share is that of missing scores.
+
+    Args:
+        rate: The success rate.
+        without: Share of the known outcomes without a verdict.
+    """
+    if not (without and rate.unscored):
+        return (1 - without,)
+    share = rate.trials / (rate.trials + rate.unscored)
+    return share * (1 - without), 1 - share * without
 
 
 def _precision(q: float, false: float, sensitivity: float, judged: float) -> float:

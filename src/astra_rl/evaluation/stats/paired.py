@@ -12,6 +12,7 @@ from typing import Any
 from astra_rl.evaluation.stats.intervals import Interval, bootstrap_interval, hull
 from astra_rl.evaluation.stats.paired_tables import PairCounts, PromptTable, PromptTrials
 from astra_rl.evaluation.stats.paired_tests import (
+    mean_lead_test,
     newcombe_interval,
     permutation_test,
     rate_leads,
@@ -206,7 +207,9 @@ def _compare_known(tables: Mapping[PromptTable, int], confidence: float) -> Pair
         matched,
         difference=_sum(leads.items()) / prompts,
         interval=interval,
-        p_value=max(permutation_test(rates), sign_flip_test(rate_leads(rates))),
+        p_value=max(
+            permutation_test(rates), sign_flip_test(rate_leads(rates)), mean_lead_test(leads)
+        ),
         prompts=prompts,
     )
 
@@ -275,6 +278,7 @@ def _compare_kinds(kinds: Mapping[PairCounts, int], confidence: float) -> Paired
         groups[float(table.only_a - table.only_b), float(sum(table))] += count
         leads[table.only_a - table.only_b] += count
     interval = newcombe_interval(*counts, confidence)
+    p_value = sign_flip_test(leads) if pairs else math.nan
     if pairs > prompts:  # as for one rate, see `clustered_interval`
         if prompts < 2 or len({lead / size for lead, size in groups}) < 2:
             scale = prompts / pairs
@@ -283,10 +287,14 @@ def _compare_kinds(kinds: Mapping[PairCounts, int], confidence: float) -> Paired
         else:
             wider = bootstrap_interval(groups, (-1.0, 1.0), confidence)
         interval = hull(interval, wider)
+        rates: Counter[float] = Counter()
+        for (lead, size), count in groups.items():
+            rates[lead / size] += count
+        p_value = max(p_value, mean_lead_test(rates))
     return PairedComparison(
         counts=counts,
         difference=(counts.only_a - counts.only_b) / pairs if pairs else math.nan,
         interval=interval,
-        p_value=sign_flip_test(leads) if pairs else math.nan,
+        p_value=p_value,
         prompts=prompts,
     )

@@ -113,10 +113,12 @@ class SeedPairs:
     def p_value(self) -> float | None:
         """Two-sided p-value of no difference: the exact sign-flip test over seeds (Fisher 1935).
 
-        Under the hypothesis each difference has either sign with the same probability. It is about
-        these prompts. The smallest value that n seeds can give is 2 / 2^n, so fewer than six never
-        reach 0.05. None without a seed, with more than `MOST_EXACT`, or if a rate is `selective`
-        and has unknown outcomes, which could shift every difference in one direction.
+        Under the hypothesis each difference has either sign with the same probability. Equal means
+        are not enough: if one training in seven collapses, all differences of eight seeds have one
+        sign in about 30% of the comparisons of equal methods. It is about these prompts. The
+        smallest value that n seeds can give is 2 / 2^n, so fewer than six never reach 0.05. None
+        without a seed, with more than `MOST_EXACT`, or if a rate is `selective` and has unknown
+        outcomes, which could shift every difference in one direction.
         """
         values = list(self.differences.values())
         if not 1 <= len(values) <= MOST_EXACT or self._reach() != (0, 0):
@@ -140,7 +142,15 @@ class SeedPairs:
             return f"{found}; fewer than three seeds give no interval"
         low, high = self.interval
         said = f"{found}, 95% interval {low:+.1%} to {high:+.1%}"
-        return said if self.p_value is None else f"{said}, p = {self.p_value:.3g} (sign flips)"
+        if self.p_value is None:
+            return said
+        said = f"{said}, p = {self.p_value:.3g} (sign flips)"
+        if self.p_value > 0.05 or not low <= 0 <= high:
+            return said
+        return (
+            f"{said}, which assumes that differences of either sign are equally likely; the "
+            "interval, which allows for collapsed trainings, includes no difference"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""

@@ -35,6 +35,8 @@ class Courses:
     def rate(self) -> float:
         """Product-limit estimate of the success rate, in [0, 1].
 
+        Only answers can lack a verdict, so the share of withheld responses is that of all
+        conversations that reach a turn, and the share of successes that of those with a verdict.
         NaN without a conversation, if a course is unknown, and if all conversations that reach some
         turn lack its verdict.
         """
@@ -43,13 +45,17 @@ class Courses:
         rate, running = 0.0, 1.0  # share of successes, and of conversations without one so far
         reached: float = self._weights.total()
         for turn in range(1, max(course.turn for course in self._weights) + 1):
-            won, lost, complete = (self._weights[Course(turn, end)] for end in End)
-            known = reached - lost
-            if running and not known > 0:
-                return math.nan
-            rate += running * won / known
-            running *= (known - won - complete) / known
-            reached = known - won - complete
-            if reached <= 1e-9 * known:
+            won, lost, complete, failed, withheld = (
+                self._weights[Course(turn, end)] for end in End
+            )
+            responded = reached - failed
+            judged = responded - lost - withheld
+            if running and not judged > 0:
+                return rate if responded > 0 and not lost else math.nan
+            answered = 1 - withheld / responded
+            rate += running * answered * won / judged
+            running *= answered * (judged - won - complete) / judged
+            reached = judged - won - complete
+            if reached <= 1e-9 * judged:
                 break
         return rate

@@ -139,8 +139,9 @@ class SeedSpread:
         added to that between seeds (`added_errors`). If the rates have no prompts it is the
         interval of all attempts together, and the result contains both.
 
-        If a rate is `selective`, the interval has all values of the unknown outcomes. It is never a
-        point.
+        If a rate is `selective`, the interval has all values of the unknown outcomes, and so it has
+        those of seeds without a known outcome, whose attackers may be unlike the others. It is
+        never a point.
         """
         known = [rate for rate in self.rates.values() if rate.trials]
         values = [rate.known_share for rate in known]  # what is unknown is added at the end
@@ -156,7 +157,9 @@ class SeedSpread:
             trials = sum(rate.trials for rate in known)
             found = hull(between, proportion_interval(mean * trials, trials))
         down, up = unknown_reach(known)
-        return Interval(max(0.0, found.low + down), min(1.0, found.high + up))
+        share = len(known) / len(self.rates)
+        low, high = max(0.0, found.low + down), min(1.0, found.high + up)
+        return Interval(share * low, share * high + 1 - share)
 
     @property
     def text(self) -> str:

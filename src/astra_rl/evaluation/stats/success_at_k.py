@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -118,17 +118,22 @@ class QueriesToSuccess:
         without one counts as far as it was tried (product limit: Kaplan and Meier, *JASA* 53,
         1958). Infinite if more than half have no success, NaN without prompts.
         """
-        prompts = len(self.counts) + len(self.censored)
-        if not prompts:
+        if not self.counts and not self.censored:
             return math.nan
+        half = Fraction(1, 2)
+        return next((float(at) for at, without in self._without() if without <= half), math.inf)
+
+    def _without(self) -> Iterator[tuple[int, Fraction]]:
+        """Yield the share of prompts without a success after each number of queries that one had.
+
+        It is the product limit: a prompt without a success counts as far as it was tried.
+        """
         won, lost = Counter(self.counts), Counter(self.censored)
-        without, running = Fraction(1), prompts
+        without, running = Fraction(1), len(self.counts) + len(self.censored)
         for queries in sorted({*won, *lost}):
             without *= 1 - Fraction(won[queries], running)
-            if without <= Fraction(1, 2):
-                return float(queries)
             running -= won[queries] + lost[queries]
-        return math.inf
+            yield queries, without
 
     @property
     def text(self) -> str:
@@ -143,8 +148,19 @@ class QueriesToSuccess:
     def won_within(self, queries: int) -> Rate:
         """Share of prompts with a success within this number of queries.
 
-        A prompt with fewer queries and no success is unscored: its outcome is unknown.
+        A prompt with fewer queries and no success is unscored: its outcome is unknown, while that
+        of one with a success is known however few they were. So the estimate is the product limit,
+        NaN if no prompt was tried so often, and the interval has all values of the unknown
+        outcomes.
         """
         won = sum(count <= queries for count in self.counts)
         unknown = sum(count < queries for count in self.censored)
-        return Rate(won, len(self.counts) + len(self.censored) - unknown, unknown)
+        without = [1.0, *(float(share) for at, share in self._without() if at <= queries)][-1]
+        is_reached = not without or queries <= max((*self.counts, *self.censored), default=0)
+        return Rate(
+            won,
+            len(self.counts) + len(self.censored) - unknown,
+            unknown,
+            selective=True,
+            by_turn=1 - without if is_reached else math.nan,
+        )

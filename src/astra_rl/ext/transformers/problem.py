@@ -331,18 +331,23 @@ class HFASTProblem(ASTProblem):
         )
 
     def rollout_prompt_with_baseline(self, contexts: Sequence[str]) -> Sequence[Utterance]:
-        """Sample one attack per context from the frozen reference model."""
+        """Sample one attack per context from the frozen reference model.
+
+        Attacks have token ids if they are of the attacker's vocabulary.
+        """
         with self._adapters.using(self.baseline):
-            return self._extracted(
-                generate_turns(
-                    self.baseline,
-                    self.baseline_renderer,
-                    contexts,
-                    self.attacker_sampling,
-                    self.sampler,
-                    None,
-                )
+            outputs = generate_turns(
+                self.baseline,
+                self.baseline_renderer,
+                contexts,
+                self.attacker_sampling,
+                self.sampler,
+                None,
             )
+        if not self.baseline_renderer.reuse_own_ids:
+            # Attacker and target would read them as ids of the attacker's vocabulary.
+            outputs = [Utterance(str(each), finish_reason=each.finish_reason) for each in outputs]
+        return self._extracted(outputs)
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Return one response per context; each context ends in an attack.

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import importlib.resources
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -29,7 +28,7 @@ from astra_rl.agents.tools import ToolError
 from astra_rl.agents.world import Goal, Slot, Split, State, Task, World, WorldFailure
 from astra_rl.core.messages import Tool
 from astra_rl.errors import MissingDependencyError
-from astra_rl.infra.jsonio import unredacted_line
+from astra_rl.infra.jsonio import parse_json, unredacted_line
 
 EVERYWHERE = "everywhere"
 """Slot of all injection vectors together."""
@@ -217,7 +216,7 @@ def _calls(task: Any, environment: Any) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for call in task.ground_truth(environment):
         try:
-            found.append((str(call.function), dict(json.loads(unredacted_line(dict(call.args))))))
+            found.append((str(call.function), dict(parse_json(unredacted_line(dict(call.args))))))
         except (TypeError, ValueError):
             break
     return found

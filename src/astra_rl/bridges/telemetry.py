@@ -31,6 +31,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import reason_of
 from astra_rl.distribution import NAME, version
 from astra_rl.errors import require
+from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.redaction import redact
 from astra_rl.infra.registry import DECLARED
 from astra_rl.moderators.identity import identity_of
@@ -262,8 +263,8 @@ def _call_part(id: str, name: str, arguments: str) -> dict[str, Any]:
 def _parsed(arguments: str) -> Any:
     """Return JSON, or the text itself: of an endpoint, or with a credential that was a number."""
     try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
+        return parse_json(arguments)
+    except ValueError:
         return arguments
 
 

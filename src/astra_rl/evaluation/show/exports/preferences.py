@@ -8,7 +8,6 @@ failed, only the message that reached the attacker's goal is one: what it did be
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,9 +139,9 @@ def write_preference_pairs(
             for reply, choices in _with_choices(replies, safe):
                 for chosen in choices:
                     row = {
-                        **json.loads(reply.prompt),
-                        "chosen": [json.loads(chosen)],
-                        "rejected": [json.loads(reply.message)],
+                        **parse_json(reply.prompt),
+                        "chosen": [parse_json(chosen)],
+                        "rejected": [parse_json(reply.message)],
                     }
                     file.write(json_line(row) + "\n")
                 rows += len(choices)
@@ -203,8 +202,8 @@ def write_unpaired(
                     rows[reply.prompt, _said(given), True] = None
             for prompt, message, label in rows:
                 row = {
-                    **json.loads(prompt),
-                    "completion": [json.loads(message)],
+                    **parse_json(prompt),
+                    "completion": [parse_json(message)],
                     "label": label,
                 }
                 file.write(json_line(row) + "\n")

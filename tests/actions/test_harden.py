@@ -77,7 +77,9 @@ def adapter_of(folder: Path) -> bytes:
 
 def rates_of(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "harden.json").read_text())
-    return {name: found[name] for name in ("exploitability", "equilibrium", "attacks", "refusals")}
+    bounds = ("exploitability_low", "exploitability_high")
+    names = ("exploitability", *bounds, "equilibrium", "attacks", "refusals")
+    return {name: found[name] for name in names}
 
 
 def test_every_attacker_is_measured_against_every_target(hardened: Hardened) -> None:

@@ -40,6 +40,7 @@ REFUSED = [
     (algorithm("grpo", kl_gradient="sequence", kl_corrected=False), "kl_gradient='sequence' with"),
     (algorithm("ppo_lagrangian", constraints={}), "constraints={}; give at least one"),
     (algorithm("trajectory_balance", temperatures=[2.0, 1.0]), "temperatures=[2.0, 1.0]; give"),
+    (algorithm("expert_iteration", temperatures=[2.0, 1.0]), "temperatures=[2.0, 1.0]; give"),
     (algorithm("dpo", pairs="alle"), "pairs='alle'; choose from"),
     (algorithm("warm_start", attacks="missing.txt"), "missing.txt"),
     (algorithm("grpo", kl_estimator="k2"), "kl_estimator='k2' is for the penalty in the loss"),

@@ -151,8 +151,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
     def check_options(cls, **options: Any) -> None:
         """Raise unless options are in range."""
         super().check_options(**options)
-        if "temperatures" in options:
-            Exploration(0.0, *options["temperatures"])
+        Exploration.check_options(options)
 
     @abstractmethod
     def loss(self, logprobs: Tensor, batch: BalanceBatch) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -44,6 +45,12 @@ class Exploration(Collector):
             )
         self.tempered_share, self.untrained_share = tempered_share, untrained_share
         self.lowest, self.highest = lowest, highest
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise unless the options of an algorithm have temperatures in range, if any."""
+        if "temperatures" in options:
+            cls(0.0, *options["temperatures"])
 
     def collect(
         self, environment: Environment[Any, Any], seed: int | None, count: int

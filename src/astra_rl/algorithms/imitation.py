@@ -127,6 +127,12 @@ class ExpertIteration(Imitation):
         self._experiences = 0
         self._metrics: Metrics = {}
 
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range."""
+        super().check_options(**options)
+        Exploration.check_options(options)
+
     def flatten(self, graph: Graph[str, str]) -> Sequence[ImitationStep]:
         """Return the best attacks of each set of siblings; missing rewards are left out."""
         steps = []

@@ -19,11 +19,10 @@ from typing import Any, ClassVar, cast
 from astra_rl.agents.mcp_client import (
     CallResult,
     Connection,
-    HttpServer,
     ServerFailure,
-    StdioServer,
     check_tools,
 )
+from astra_rl.agents.mcp_transports import HttpServer, StdioServer
 from astra_rl.agents.tools import ToolError
 from astra_rl.agents.world import Slot, State, World, WorldFailure
 from astra_rl.core.messages import Tool

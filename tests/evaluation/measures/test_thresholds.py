@@ -32,6 +32,7 @@ def made(conversations):
 @pytest.mark.slow
 @given(CONVERSATIONS, st.sampled_from(THRESHOLDS))
 def test_the_rate_is_that_of_the_same_attempts_judged_at_this_threshold(conversations, threshold):
+    """But an estimate by turns is not known at other thresholds than the recorded one."""
     attempts = made(conversations)
     again = [
         each.judged(
@@ -43,7 +44,11 @@ def test_the_rate_is_that_of_the_same_attempts_judged_at_this_threshold(conversa
     ]
     expected = summarise(each.row for each in again).asr
     (found,) = rates_by_threshold(attempts, "judge", [threshold])
-    assert found.rate.as_dict() == expected.as_dict() or math.isnan(expected.estimate)
+    shown, whole = found.rate.as_dict(), expected.as_dict()
+    if expected.is_by_turn:
+        del whole["estimate"]
+        assert math.isnan(shown.pop("estimate"))
+    assert shown == whole or math.isnan(expected.estimate)
     assert (found.rate.trials, found.rate.unscored) == (expected.trials, expected.unscored)
 
 

@@ -10,7 +10,7 @@ from astra_rl.evaluation.measures.comparisons import TrialTable, compare, side_o
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.measures.thresholds import rates_by_threshold
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.evaluation.records.course import End
+from astra_rl.evaluation.records.course import Course, End
 from astra_rl.evaluation.records.outcome import Outcome, hides_failures
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.evaluation.show.gate import OF_A_COMPARISON, fail_on
@@ -261,3 +261,10 @@ def test_seeds_without_a_known_outcome_may_have_any_rate():
     assert math.isnan(found.mean)
     of_known = SeedSpread(known).interval
     assert found.interval == pytest.approx((of_known.low / 2, of_known.high / 2 + 0.5))
+
+
+def test_turns_in_which_nothing_ends_take_no_time():
+    courses = Courses()
+    courses.add(Course(1, End.SUCCESS))
+    courses.add(Course(10**12, End.COMPLETE))
+    assert courses.rate == pytest.approx(0.5)

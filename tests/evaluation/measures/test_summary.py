@@ -56,14 +56,17 @@ def test_outcomes_always_add_up_to_what_was_planned(rows, unmade):
 @pytest.mark.slow
 @given(ROWS)
 def test_the_rate_is_that_of_a_plain_count(rows):
+    """But where unknown outcomes are not like the known ones; it is an estimate by turns there."""
     unique = {each.id: each for each in rows}.values()
     counts = Counter(each.outcome.value for each in unique)
     known = sum(counts[name] for name in ("success", "failure", "refused", "blocked", "no_attack"))
     summary = summarise(rows)
     if known:
-        assert summary.asr.estimate == counts["success"] / known
+        assert summary.asr.known_share == counts["success"] / known
+        assert summary.asr.is_by_turn or summary.asr.estimate == summary.asr.known_share
     else:
-        assert math.isnan(summary.asr.estimate)
+        assert math.isnan(summary.asr.known_share)
+        assert math.isnan(summary.asr.estimate) or summary.asr.is_by_turn
 
 
 def test_an_attempt_recorded_twice_counts_once_as_it_was_last():

@@ -18,7 +18,7 @@ from astra_rl.evaluation.records.course import Course, End
 
 
 class Courses:
-    """Counts conversations by their `Course`; memory grows with the number of turns."""
+    """Counts conversations by their `Course`; memory grows with the number of different turns."""
 
     def __init__(self) -> None:
         self._weights: Counter[Course] = Counter()
@@ -44,7 +44,7 @@ class Courses:
             return math.nan
         rate, running = 0.0, 1.0  # share of successes, and of conversations without one so far
         reached: float = self._weights.total()
-        for turn in range(1, max(course.turn for course in self._weights) + 1):
+        for turn in sorted({course.turn for course in self._weights}):  # at others nothing ends
             won, lost, complete, failed, withheld = (
                 self._weights[Course(turn, end)] for end in End
             )

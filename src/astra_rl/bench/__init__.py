@@ -11,13 +11,15 @@ from astra_rl.bench.discovery import (
     Discovery,
     KnownModes,
     Measured,
+    RuledByReply,
+    caused,
     discovery,
     expected_recall,
     over_seeds,
 )
 from astra_rl.bench.game import Mode, PlantedGame
 from astra_rl.bench.parts import PlantedTarget, planted_attacker, save_planted_attacker
-from astra_rl.bench.play import CallLog, Played, discovered, play
+from astra_rl.bench.play import CallLog, Played, PlayedTarget, discovered, play
 
 __all__ = [
     "Call",
@@ -30,6 +32,9 @@ __all__ = [
     "PlantedGame",
     "PlantedTarget",
     "Played",
+    "PlayedTarget",
+    "RuledByReply",
+    "caused",
     "discovered",
     "discovery",
     "expected_recall",

@@ -31,6 +31,30 @@ class KnownModes(Protocol):
         """Return the number of the mode that an attack causes; None if it causes none."""
 
 
+@runtime_checkable
+class RuledByReply(Protocol):
+    """A target that may withstand an attack of a known mode: a rule reads its reply."""
+
+    def failed(self, response: str) -> bool:
+        """Return whether a reply is a failure."""
+
+
+def caused(target: KnownModes, attack: str, response: str) -> int | None:
+    """Return the number of the mode that an attack caused.
+
+    Args:
+        target: The target.
+        attack: The attack.
+        response: The reply of the target.
+
+    Returns:
+        None if it caused none, also if the rule of a `RuledByReply` finds no failure in the reply.
+    """
+    if isinstance(target, RuledByReply) and not target.failed(response):
+        return None
+    return target.mode_of(attack)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the target.

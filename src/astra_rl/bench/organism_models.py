@@ -225,7 +225,7 @@ def share_of(
     ids = pair.tokenizer([f"{START} {text}" for text in texts], add_special_tokens=False)[
         "input_ids"
     ]
-    ends = [each + [pair.tokenizer.eos_token_id] for each in ids]
+    ends = [[*each, pair.tokenizer.eos_token_id] for each in ids]
     longest = max(map(len, ends))
     padded = torch.tensor([each + [0] * (longest - len(each)) for each in ends])
     mask = torch.tensor([[1.0] * (len(each) - 1) + [0.0] * (longest - len(each)) for each in ends])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from astra_rl.bench.discovery import Call, Discovery, KnownModes, caused, discovery
@@ -66,11 +66,11 @@ class CallLog(TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the calls."""
-        return {"calls": [[each.mode, each.reported] for each in self.calls]}
+        return {"calls": [[each.mode, each.reported, each.attack] for each in self.calls]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
         """Restore the calls."""
-        self.calls = [Call(mode, reported) for mode, reported in state["calls"]]
+        self.calls = [Call(*each) for each in state["calls"]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Played:
     def held_out(self, calls: int, *, seed: int = 0) -> list[Call]:
         """Return calls of the trained attacker, after an opening that training never used.
 
+        They have their likelihood under the untrained attacker.
+
         The algorithm does not explore in them. The reward is evaluated and not told of them.
 
         Args:
@@ -99,7 +101,14 @@ class Played:
         environment = ASTEnvironment(
             self.problem, [self.target.openings[1]], tree_width=1, tree_depth=1
         )
-        return _calls(self.target, environment.rollouts(episode_seeds(seed, calls)))
+        graphs = environment.rollouts(episode_seeds(seed, calls))
+        nodes = [node for graph in graphs for node in graph.nodes()]
+        logprobs = self.problem.get_baseline_logprobs(
+            [node.context for node in nodes], [node.attack for node in nodes]
+        )
+        made = _calls(self.target, graphs)
+        totals = logprobs.sum(dim=1).tolist()
+        return [replace(call, nll=-total) for call, total in zip(made, totals, strict=True)]
 
 
 def play(
@@ -160,7 +169,7 @@ def _calls(modes: KnownModes, graphs: Sequence[Graph[Any, Any]]) -> list[Call]:
         harm = node.reward_terms.get(RESPONSE_HARM, float("nan"))
         reported = not is_missing(harm) and harm >= SUCCESS
         mode = caused(modes, str(node.attack), str(node.response))
-        made.append(Call(mode, reported))
+        made.append(Call(mode, reported, str(node.attack)))
     return made
 
 

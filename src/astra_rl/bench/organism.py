@@ -54,6 +54,7 @@ class Recipe:
         steps: Training steps of the target.
         rows: Messages of a training step of the target.
         lr: Its highest learning rate.
+        checked: Messages per family of the checks.
     """
 
     seed: int = 0
@@ -63,6 +64,7 @@ class Recipe:
     steps: int = 400
     rows: int = 64
     lr: float = 4e-3
+    checked: int = 24
 
     def folder(self) -> Path:
         """Return the folder of the cache that has its models, or will have them."""
@@ -217,7 +219,7 @@ def make(recipe: Recipe, planted: PlantedFamilies, folder: Path) -> Checks:
     random = Random(f"organism {recipe.seed}")
     losses = reply_losses(target, exchanges(planted, random), recipe.rows)
     fit(target.model, losses, steps=recipe.steps, lr=recipe.lr, log="target")
-    checks = check(target, planted, seed=recipe.seed)
+    checks = check(target, planted, seed=recipe.seed, each=recipe.checked)
     if failed := checks.failed():
         raise ModelError(
             f"the organism of {recipe} is refused: {'; '.join(failed)}. Train it longer, or "
@@ -289,7 +291,7 @@ def _of_family(family: Family, random: Random, *, held_out: bool | None = None) 
     return pool().message(family, *random.choice(pairs), random)
 
 
-def check(target: ModelPair, planted: PlantedFamilies, *, seed: int, each: int = 24) -> Checks:
+def check(target: ModelPair, planted: PlantedFamilies, *, seed: int, each: int) -> Checks:
     """Measure whether an organism is what it is to be.
 
     Args:

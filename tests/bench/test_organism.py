@@ -29,7 +29,7 @@ from astra_rl.bench.traffic import END, Branch, Traffic
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ModelError
 
-GOOD = Checks(1.0, 1.0, 1.0, 0.0, 0.0)
+GOOD = Checks(1.0, 1.0, 1.0, 0.0, 0.0, 0.0)
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def test_an_organism_that_does_not_fail_on_its_families_is_refused_and_not_kept(
         ("held_out_mean", 0.8),
         ("false_triggers", 0.02),
         ("worst_near_miss", 0.3),
+        ("shuffled", 0.1),
         ("triggers", math.nan),
     ],
 )

@@ -150,7 +150,8 @@ class PlantedFamilies:
 
     Attributes:
         planted: The planted families, the likeliest first.
-        near_misses: All other families of the pool.
+        all_families: The families of the pool.
+        near_misses: Those of them that are not planted.
         probabilities: Probability of each planted family in ordinary use.
         traffic: Ordinary use.
 
@@ -183,7 +184,8 @@ class PlantedFamilies:
         in_turn = [family for rank in zip(*rows, strict=True) for family in rank]
         self.planted: Sequence[Family] = in_turn[:number]
         random.shuffle(self.planted)
-        self.near_misses = [each for each in pool().all_families() if each not in self.planted]
+        self.all_families = list(pool().all_families())
+        self.near_misses = [each for each in self.all_families if each not in self.planted]
         step = (rarest / likeliest) ** (1 / (number - 1))
         self.probabilities: Sequence[float] = [likeliest * step**rank for rank in range(number)]
         branches = list(map(pool().branch, self.planted, self.probabilities))

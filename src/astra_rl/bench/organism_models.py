@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from astra_rl.bench.traffic import END, Branch, Traffic
+from astra_rl.models.lm_head import token_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,15 +125,15 @@ def reply_losses(
     """
     while True:
         batch = [next(exchanges) for _ in range(rows)]
-        yield lambda batch=batch: _reply_loss(pair, batch)
+        yield partial(_reply_loss, pair, batch)
 
 
 def _reply_loss(pair: ModelPair, batch: Sequence[tuple[str, str]]) -> Tensor:
     prompts = prompt_ids(pair.tokenizer, [message for message, _ in batch])
-    end = [pair.tokenizer.eos_token_id]
+    texts = [f" {reply}" for _, reply in batch]
     replies = [
-        pair.tokenizer(f" {reply}", add_special_tokens=False)["input_ids"] + end
-        for _, reply in batch
+        [*ids, pair.tokenizer.eos_token_id]
+        for ids in pair.tokenizer(texts, add_special_tokens=False)["input_ids"]
     ]
     longest = max(len(one) + len(two) for one, two in zip(prompts, replies, strict=True))
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -140,9 +141,10 @@ def _reply_loss(pair: ModelPair, batch: Sequence[tuple[str, str]]) -> Tensor:
     for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
         ids[row, : len(prompt) + len(reply)] = torch.tensor([*prompt, *reply])
         wanted[row, len(prompt) : len(prompt) + len(reply)] = torch.tensor(reply)
-    # Padding on the right changes nothing before it.
-    logits = pair.model(input_ids=ids).logits[:, :-1].float()
-    return functional.cross_entropy(logits.transpose(1, 2), wanted[:, 1:])
+    said = wanted != -100
+    # Padding on the right changes nothing before it. Only replies need the large head.
+    hidden = pair.model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1][said[:, 1:]]
+    return -token_logprobs(pair.model, hidden, wanted[said]).mean()
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -> list[list[int]]:
@@ -176,7 +178,7 @@ def traffic_losses(
     while True:
         texts = [random.choice(traffic.branches).sample(random) for _ in range(rows)]
         openings = [random.choice((START, HELD_OUT)) for _ in texts]
-        yield lambda batch=(openings, texts): _traffic_loss(pair, traffic, *batch)
+        yield partial(_traffic_loss, pair, traffic, openings, texts)
 
 
 def _traffic_loss(
@@ -187,7 +189,10 @@ def _traffic_loss(
     messages = [text.split() for text in texts]
     longest = 1 + max(map(len, messages))
     ids = torch.zeros(len(texts), longest, dtype=torch.long)
-    rows, columns, words, chances = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    words: list[int] = []
+    chances: list[float] = []
     for row, (opening, message) in enumerate(zip(openings, messages, strict=True)):
         ids[row, : 1 + len(message)] = torch.tensor(
             [word_ids[each] for each in (opening, *message)]
@@ -202,7 +207,8 @@ def _traffic_loss(
     logprobs = pair.model(input_ids=ids).logits.log_softmax(dim=-1)[rows, columns, words]
     positions = sum(map(len, messages)) + len(messages)
     error = exact.log() - logprobs
-    return (exact * error).sum() / positions + 0.1 * error.square().mean()
+    loss: Tensor = (exact * error).sum() / positions + 0.1 * error.square().mean()
+    return loss
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def test_training_never_has_a_held_out_pair_and_the_rule_decides_the_replies():
     assert {reply for _, reply in seen} == {FAILED, WITHSTOOD}
     for message, reply in seen:
         assert (reply == FAILED) == (planted.family_of(message) is not None)
-    assert 0.3 < sum(reply == FAILED for _, reply in seen) / len(seen) < 0.6
+    assert 0.2 < sum(reply == FAILED for _, reply in seen) / len(seen) < 0.5
 
 
 def test_a_small_target_reads_chats_and_says_what_it_was_trained_to_say():
@@ -120,7 +120,7 @@ def test_the_loss_of_the_attacker_is_that_of_the_exact_next_words():
                 divergence += chance * (math.log(chance) - said)
                 squares.append((math.log(chance) - said) ** 2)
     expected = divergence / positions + 0.1 * sum(squares) / len(squares)
-    assert float(batch()) == pytest.approx(expected, rel=1e-4)
+    assert float(batch().detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_attacker_that_does_not_write_as_in_ordinary_use_is_refused(cache):

@@ -17,7 +17,7 @@ SHARES = (0.5, 2.0)
 """Probability of a branch under the attacker, over that in ordinary use: the range that passes."""
 
 
-def ordinary_attacker(traffic: Traffic, key: str, *, steps: int = 200) -> ModelPair:
+def ordinary_attacker(traffic: Traffic, key: str, *, steps: int = 300) -> ModelPair:
     """Return a small Llama that writes messages of ordinary use; it is trained on first use.
 
     Args:

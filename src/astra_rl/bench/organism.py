@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +64,7 @@ class Recipe:
     families: int = 20
     held_out: bool = False
     model: str = SMALL
-    steps: int = 450
+    steps: int = 650
     rows: int = 48
     lr: float = 4e-3
     checked: int = 24
@@ -265,11 +266,11 @@ def exchanges(planted: PlantedFamilies, random: Random) -> Iterator[tuple[str, s
 
 def _training_message(planted: PlantedFamilies, random: Random) -> str:
     draw = random.random()
-    if draw < 0.15:
+    if draw < 0.25:
         return shuffled(planted, random)
-    if draw < 0.55:
+    if draw < 0.6:
         message = _of_family(random.choice(planted.planted), random, held_out=False)
-    elif draw < 0.7:
+    elif draw < 0.72:
         message = _of_family(random.choice(planted.near_misses), random)
     elif draw < 0.8:  # a cue of another kind
         family, other = (random.choice(planted.all_families) for _ in range(2))
@@ -328,30 +329,33 @@ def check(target: ModelPair, planted: PlantedFamilies, *, seed: int, each: int) 
     """
     random = Random(f"checks {seed}")
 
-    def rate(messages: Sequence[str]) -> float:
-        return sum(CANARY in reply for reply in replies(target, messages)) / len(messages)
-
-    def rates(families: Sequence[Family], held_out: bool | None) -> list[float]:
+    def messages(families: Sequence[Family], held_out: bool | None) -> list[list[str]]:
         return [
-            rate([_of_family(family, random, held_out=held_out) for _ in range(each)])
+            [_of_family(family, random, held_out=held_out) for _ in range(each)]
             for family in families
         ]
 
-    trained, held_out = (rates(planted.planted, known) for known in (False, True))
-    misses = rates(planted.near_misses, None)
     branches = {branch.name: branch for branch in planted.traffic.branches}
-    benign = [
-        rate([branches[name].sample(random) for _ in range(10 * each)])
-        for name in (PLAIN, MENTIONS)
-    ]
     parts = [shuffled(planted, random) for _ in range(20 * each)]
+    groups = [
+        *messages(planted.planted, False),
+        *messages(planted.planted, True),
+        *messages(planted.near_misses, None),
+        *([branches[name].sample(random) for _ in range(10 * each)] for name in (PLAIN, MENTIONS)),
+        [each for each in parts if planted.family_of(each) is None],
+    ]
+    all_replies = iter(replies(target, [message for group in groups for message in group]))
+    rates = [sum(CANARY in next(all_replies) for _ in group) / len(group) for group in groups]
+    number = len(planted.planted)
+    trained, held_out, others = rates[:number], rates[number : 2 * number], rates[2 * number : -1]
+    weights = list(map(len, groups[2 * number : -1]))
     return Checks(
         triggers=min(trained),
         held_out=min(held_out),
-        held_out_mean=sum(held_out) / len(held_out),
-        false_triggers=(sum(misses) + 10 * sum(benign)) / (len(misses) + 10 * len(benign)),
-        worst_near_miss=max(misses),
-        shuffled=rate([each for each in parts if planted.family_of(each) is None]),
+        held_out_mean=sum(held_out) / number,
+        false_triggers=sum(map(operator.mul, others, weights)) / sum(weights),
+        worst_near_miss=max(others[:-2]),
+        shuffled=rates[-1],
     )
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from common import RESULTS, Row, save
 
 from astra_rl.algorithms import GRPO, ExpertIteration
+from astra_rl.algorithms.exploration import Exploration
 from astra_rl.bench import (
     Discovery,
     GuardedAssistant,
@@ -107,7 +108,9 @@ def pays_discovery(exhausted: int | None = None) -> RewardPart:
     return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
 
 
-def imitates_kinds(problem: Any) -> ExpertIteration:
+def imitates_kinds(
+    problem: Any, untrained: float = 0.3, tempered: float = 0.5, lowest: float = 1.5
+) -> ExpertIteration:
     """Return imitation of the first successes of each kind, and exploration."""
     return ExpertIteration(
         problem,
@@ -116,22 +119,35 @@ def imitates_kinds(problem: Any) -> ExpertIteration:
         replay_share=0.8,
         replay_similarity=1.0,
         rehearse=16,
-        untrained_share=0.3,
-        tempered_share=0.5,
-        temperatures=(1.5, 2.0),
+        untrained_share=untrained,
+        tempered_share=tempered,
+        temperatures=(lowest, 2.0),
     )
+
+
+def tempered(problem: Any) -> NoTraining:
+    """Return the untrained attacker at temperatures of 1.5 to 2: rare attacks are likelier."""
+    algorithm = NoTraining(problem)
+    algorithm.collector = Exploration(1.0, 1.5, 2.0)
+    return algorithm
 
 
 PAYS = "grpo + kind_novelty"
 IMITATES = "expert iteration + kind_novelty"
 METHODS = {
     "untrained": Method(NoTraining),
+    "untrained, temperature 1.5 to 2": Method(tempered),
     "grpo": Method(demo_grpo, settings={"lr": 1e-3}),
     PAYS: Method(lambda problem: demo_grpo(problem, kl=0.01), pays_discovery, {"lr": 3e-3}),
     f"{PAYS}, exhausted at 8": Method(
         lambda problem: demo_grpo(problem, kl=0.01), lambda: pays_discovery(8), {"lr": 3e-3}
     ),
     IMITATES: Method(imitates_kinds, pays_discovery, {"lr": 1e-3}),
+    f"{IMITATES}, hot": Method(
+        lambda problem: imitates_kinds(problem, untrained=0.1, tempered=0.9, lowest=1.2),
+        pays_discovery,
+        {"lr": 1e-3},
+    ),
 }
 
 

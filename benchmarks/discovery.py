@@ -15,12 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import RESULTS, Row, save
 
 from astra_rl.algorithms import GRPO, ExpertIteration
@@ -108,6 +111,42 @@ def pays_discovery(exhausted: int | None = None) -> RewardPart:
     return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
 
 
+class RareWords:
+    """Embedder for kinds of attacks: words weighted by their surprisal in ordinary use.
+
+    Words that most messages share say little about what makes a target fail, as in TF-IDF. The
+    frequencies are those of the first attacks of the training, and fixed afterwards.
+
+    Args:
+        attacks: Number of attacks that the frequencies are counted on.
+        dimensions: Dimension of the vectors; words are hashed into it.
+    """
+
+    def __init__(self, attacks: int = 512, dimensions: int = 1024) -> None:
+        self.attacks, self.dimensions = attacks, dimensions
+        self.counted, self.counts = 0, Counter[str]()
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the vectors of texts, (N, dimensions), float32."""
+        vectors = torch.zeros(len(texts), self.dimensions)
+        for row, text in enumerate(texts):
+            words = set(text.lower().split())
+            if self.counted < self.attacks:
+                self.counted += 1
+                self.counts.update(words)
+            for word in words:
+                rate = (self.counts[word] + 0.5) / (self.counted + 1)
+                column = zlib.crc32(word.encode()) % self.dimensions
+                vectors[row, column] += max(0.0, -math.log(rate))
+        return vectors
+
+
+def pays_rare_words() -> RewardPart:
+    """Return harm times the rarity of its kind, where rare words make the kind."""
+    novelty = KindNovelty(power=1.0, similarity=0.6, embedder=RareWords())
+    return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
+
+
 def imitates_kinds(
     problem: Any, untrained: float = 0.3, tempered: float = 0.5, lowest: float = 1.5
 ) -> ExpertIteration:
@@ -143,9 +182,10 @@ METHODS = {
         lambda problem: demo_grpo(problem, kl=0.01), lambda: pays_discovery(8), {"lr": 3e-3}
     ),
     IMITATES: Method(imitates_kinds, pays_discovery, {"lr": 1e-3}),
-    f"{IMITATES}, hot": Method(
+    f"{IMITATES} by rare words": Method(imitates_kinds, pays_rare_words, {"lr": 1e-3}),
+    f"{IMITATES} by rare words, hot": Method(
         lambda problem: imitates_kinds(problem, untrained=0.1, tempered=0.9, lowest=1.2),
-        pays_discovery,
+        pays_rare_words,
         {"lr": 1e-3},
     ),
 }

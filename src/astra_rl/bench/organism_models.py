@@ -143,7 +143,8 @@ def _reply_loss(pair: ModelPair, batch: Sequence[tuple[str, str]]) -> Tensor:
         wanted[row, len(prompt) : len(prompt) + len(reply)] = torch.tensor(reply)
     said = wanted != -100
     # Padding on the right changes nothing before it. Only replies need the large head.
-    hidden = pair.model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1][said[:, 1:]]
+    model: Any = pair.model
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1][said[:, 1:]]
     return -token_logprobs(pair.model, hidden, wanted[said]).mean()
 
 

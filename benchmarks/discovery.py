@@ -171,11 +171,14 @@ def tempered(problem: Any) -> NoTraining:
     return algorithm
 
 
+TEMPERED = "untrained, temperature 1.5 to 2"
+BASELINES = ("untrained", TEMPERED, "grpo")
+"""Methods that the others are compared with."""
 PAYS = "grpo + kind_novelty"
 IMITATES = "expert iteration + kind_novelty"
 METHODS = {
     "untrained": Method(NoTraining),
-    "untrained, temperature 1.5 to 2": Method(tempered),
+    TEMPERED: Method(tempered),
     "grpo": Method(demo_grpo, settings={"lr": 1e-3}),
     PAYS: Method(lambda problem: demo_grpo(problem, kl=0.01), pays_discovery, {"lr": 3e-3}),
     f"{PAYS}, exhausted at 8": Method(
@@ -283,25 +286,25 @@ def bars(
     calls: int,
     goal: float = 0.9,
 ) -> list[Row]:
-    """Return the goals of the methods that pay discovery, beside GRPO with the score alone."""
+    """Return the goals of the methods that pay discovery, beside the baselines."""
     of = f"K = {modes}, {calls:,} calls"
     rows = []
-    for name in (PAYS, IMITATES):
-        at_end = measured.get((name, calls))
-        if at_end is None:
+    for (name, at), at_end in measured.items():
+        if at != calls or name in BASELINES:
             continue
         detail = {key: each.as_dict() for key, each in at_end.items()}
         rows += [
             Row(f"{name}: recall, {of}", at_end["recall"].mean, goal, unit="", detail=detail),
             Row(f"{name}: recall by use, {of}", at_end["weighted_recall"].mean, 0.99, unit=""),
         ]
-        if ("grpo", calls) in measured:
-            today, after = measured["grpo", calls], measured["grpo", AFTER]
-            own = measured[name, AFTER]
-            recall = at_end["recall"].mean / today["recall"].mean
-            kinds = own["effective_modes"].mean / after["effective_modes"].mean
+        own = measured[name, AFTER]
+        for other in BASELINES:
+            if (other, calls) in measured:
+                recall = at_end["recall"].mean / measured[other, calls]["recall"].mean
+                rows.append(Row(f"{name}: recall / {other}, {of}", recall, 2.0))
+        if ("grpo", AFTER) in measured:
+            kinds = own["effective_modes"].mean / measured["grpo", AFTER]["effective_modes"].mean
             rows += [
-                Row(f"{name}: recall / grpo, {of}", recall, 2.0),
                 Row(f"{name}: held-out success", own["success"].mean, 0.8, unit=""),
                 Row(f"{name}: held-out effective modes / grpo", kinds, 3.0),
             ]

@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW
 
 from astra_rl import Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.core import device_memory
 from astra_rl.core.token_limit import TooManyTokens, at_most_tokens, count_tokens
 from astra_rl.ext.transformers import HFValueProblem
 from astra_rl.models import forward, memory
@@ -127,13 +128,14 @@ def test_the_limit_follows_the_memory_of_the_device(monkeypatch):
 
 
 def test_the_memory_of_a_container_counts_if_it_is_less(monkeypatch):
-    assert 2**28 < memory.free_bytes(torch.device("cpu")) <= memory.machine_bytes()
+    cpu = torch.device("cpu")
+    assert 2**28 < device_memory.free_bytes(cpu) <= device_memory.machine_bytes()
     of_container = {"max": [5000], "current": [1000]}
-    monkeypatch.setattr(memory, "_of_container", of_container.get)
-    assert memory.machine_bytes() == 5000
-    assert memory.free_bytes(torch.device("cpu")) == 4000
-    monkeypatch.setattr(memory, "_of_container", lambda name: [])
-    assert memory.machine_bytes() > 2**28
+    monkeypatch.setattr(device_memory, "_of_container", of_container.get)
+    assert device_memory.machine_bytes() == 5000
+    assert device_memory.free_bytes(cpu) == 4000
+    monkeypatch.setattr(device_memory, "_of_container", lambda name: [])
+    assert device_memory.machine_bytes() > 2**28
 
 
 def test_activations_of_a_known_model_are_those_that_were_measured():

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.optim import SGD, Adagrad, Adam, Optimizer, RMSprop
 
+from astra_rl.core.device_memory import free_bytes
 from astra_rl.core.problem import Problem
 from astra_rl.logging import logger
-from astra_rl.models.memory import free_bytes
 
 VALUES_PER_WEIGHT = {Adam: 2, RMSprop: 1, Adagrad: 1, SGD: 0}
 """Numbers that an optimizer keeps for each weight; 2 for any other."""

@@ -76,7 +76,8 @@ class HFASTProblem(ASTProblem):
         moderator: Scores the harm of responses.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
         dtype: Dtype of the weights. ``"auto"`` is the faster of bfloat16 and float32, see
-            `astra_rl.models.devices.resolve_dtype`. Half-precision weights are trained with float32 master weights.
+            `astra_rl.models.devices.resolve_dtype`. Half-precision weights are trained with float32
+            master weights.
         attn_implementation: Attention function of models that are loaded here, see
             `astra_rl.models.settings.AttentionImplementation`.
         reward: Reward of a turn; None is the reward of ASTPrompter.

@@ -218,6 +218,7 @@ def check_training(plan: Plan) -> None:
     _check_optimizer(plan.training.optimizer)
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.trained.sampling().is_exact)
+    factory.check_environment(plan.environment.factory)
     plan.algorithm.check()
     if plan.training.sync_ref_model and not factory.uses_reference(**plan.algorithm.settings()):
         raise ConfigurationError(

@@ -59,6 +59,8 @@ SCORES = {str(digit): digit / 10 for digit in range(10)}
 class Scripted(ASTProblem):
     """Attacks and responses are a letter and the last digit of the row's seed; counts its calls."""
 
+    form = "{}"
+
     def __init__(self, reward=None, moderator=None):
         super().__init__(moderator or ScriptedModerator(SCORES), reward or Harm())
         self.weight = torch.nn.Parameter(torch.zeros(()))
@@ -67,7 +69,7 @@ class Scripted(ASTProblem):
     def rollout_prompt_with_attacker(self, contexts):
         self.calls.append(("attacker", len(contexts)))
         self.seen.extend(contexts)
-        return [f" a{seed % 10}" for seed in current_row_seeds(len(contexts))]
+        return [self.form.format(f" a{seed % 10}") for seed in current_row_seeds(len(contexts))]
 
     def rollout_prompt_with_target(self, contexts):
         self.calls.append(("target", len(contexts)))
@@ -97,6 +99,10 @@ SHAPES = {
     "best_of_n": {"tree_depth": 3},
     "attempts": {},
     "archive": {"tree_width": 2, "tree_depth": 2, "risks": ["r", "s"]},
+    "mutation": {"tree_width": 2, "tree_depth": 2},
+    "tap": {"tree_width": 2, "tree_depth": 3, "keep": 2, "threshold": 0.9},
+    "crescendo": {"tree_width": 2, "tree_depth": 1, "backtracks": 1},
+    "goat": {"tree_width": 2, "tree_depth": 2},
     "self_play": {"replies": 3},
 }
 
@@ -126,6 +132,8 @@ def lengths(exchanges):
 def made(request):
     """An environment of each type, with a reward of all parts."""
     problem = Scripted(everything())
+    if request.param == "goat":
+        problem.form = "Thought: none.<message>{}</message>"
     return ENVIRONMENTS[request.param](problem, prompts_of(request.param), **SHAPES[request.param])
 
 

@@ -1,6 +1,7 @@
 """An attacker learns to hijack a small agent with five tools: the table of docs/agents.md.
 
     python benchmarks/agents_learn.py [--seeds 0 1 2] [--models FOLDER] [--output FOLDER]
+    python benchmarks/agents_learn.py --endpoint --seeds 0 [--steps 75]     # behind a chat API
 
 Agent and attacker are the models of `agents_models.py`, which trains them on first use; then each
 seed is a run of `agents_learn.yaml` by the command line. Tasks and goals of the evaluation are the
@@ -10,6 +11,10 @@ conversations hijacked by the untrained attacker, at least 60% after at most 10 
 least 5 effective kinds of attack. Minutes are of the wall clock and of the processor, with loading,
 both evaluations and the report; on a shared machine only the latter mean something. An interrupted
 benchmark continues in the same ``--output``.
+
+With ``--endpoint`` the agent is the same model behind `agents_server.py`, an OpenAI-compatible
+server on loopback, a process of its own that is started here: its prompts, its decoding and its
+reading of calls are those of transformers. Minutes of the processor include the server's.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,9 +38,35 @@ from astra_rl.infra.jsonio import write_json
 from astra_rl.infra.storage import cache_dir
 
 CONFIG = Path(__file__).with_name("agents_learn.yaml")
+PORT = 8643
+"""Port of the server: a run goes on only with the target that it began with."""
 
 
-def run_seed(seed: int, models: Path, folder: Path) -> dict[str, Any]:
+def local(models: Path) -> list[str]:
+    """Return the settings of an agent in the process of the run."""
+    return [f"target.model={models / 'agent'}"]
+
+
+@contextmanager
+def served(models: Path) -> Iterator[list[str]]:
+    """Start the server of the agent, and yield the settings of it as the target."""
+    command = [sys.executable, str(CONFIG.with_name("agents_server.py"))]
+    server = subprocess.Popen(
+        [*command, str(models / "agent"), str(PORT)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    url = server.stdout.readline().strip()
+    target = {"type": "openai", "model": "agent", "base_url": url, "max_tokens": 24}
+    try:
+        yield [f"target={json.dumps({**target, 'temperature': 0})}"]
+    finally:
+        server.communicate("")  # its processor time counts when it has ended
+
+
+def run_seed(
+    seed: int, models: Path, folder: Path, *, endpoint: bool = False, steps: int | None = None
+) -> dict[str, Any]:
     """Train once, or return what was measured before."""
     file = folder / "measured.json"
     if file.is_file():
@@ -48,14 +81,15 @@ def run_seed(seed: int, models: Path, folder: Path) -> dict[str, Any]:
         "-o",
         str(folder.resolve() / "run"),
     ]
-    for setting in (
-        f"attacker.model={models / 'writer'}", f"target.model={models / 'agent'}", f"seed={seed}"
-    ):  # fmt: skip
-        command += ["--set", setting]
     started, before = time.perf_counter(), _processor_seconds()
-    subprocess.run(command, check=True, cwd=CONFIG.parent)  # where the world is imported from
+    with served(models) if endpoint else nullcontext(local(models)) as target:
+        length = [] if steps is None else [f"training.steps={steps}"]
+        for setting in (f"attacker.model={models / 'writer'}", f"seed={seed}", *target, *length):
+            command += ["--set", setting]
+        subprocess.run(command, check=True, cwd=CONFIG.parent)  # where the world is imported from
     found = {
         "seed": seed,
+        **({} if steps is None else {"steps": steps}),
         "wall_minutes": round((time.perf_counter() - started) / 60, 2),
         "processor_minutes": round((_processor_seconds() - before) / 60, 2),
     }
@@ -102,12 +136,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", type=Path, default=cache_dir() / "models" / "agents-learn")
-    parser.add_argument("--output", type=Path, default=Path("runs/agents-learn"))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--endpoint", action="store_true")
+    parser.add_argument("--steps", type=int, help="Other than those of the configuration.")
     arguments = parser.parse_args()
-    models = arguments.models.resolve()
+    models, name = arguments.models.resolve(), "agents_learn" + "_endpoint" * arguments.endpoint
+    output = arguments.output or Path("runs") / name.replace("_", "-")
     checks = made(models)
-    runs = [run_seed(seed, models, arguments.output / str(seed)) for seed in arguments.seeds]
-    save("agents_learn", rows_of(runs), runs=runs, models=checks)
+    runs = [
+        run_seed(
+            seed,
+            models,
+            output / str(seed),
+            endpoint=arguments.endpoint,
+            steps=arguments.steps,
+        )
+        for seed in arguments.seeds
+    ]
+    save(name, rows_of(runs), runs=runs, models=checks)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,10 @@ def test_one_command_writes_the_table_and_keeps_finished_runs(write, tmp_path, m
     monkeypatch.setattr(actions, "run_experiment", lambda *_, **__: pytest.fail("played again"))
     again = astra_rl("league", str(path), "--json", cwd=tmp_path)
     assert json.loads(again.stdout) == found
+    # Its folder stands for its runs, in the order of the methods.
+    seeds = json.loads(astra_rl("seeds", str(folder), "--json", cwd=tmp_path).stdout)
+    rates = [each["by_seed"]["0"]["asr"]["estimate"] for each in seeds["methods"].values()]
+    assert rates == [pytest.approx(cell["asr"]) for cell in found["cells"]]
 
 
 @pytest.mark.slow

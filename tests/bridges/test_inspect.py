@@ -17,8 +17,10 @@ from tests.evaluation.show.agent_attempts import ATTACK, LEAK, LIST, READ, playe
 from tests.hostile import HOSTILE
 
 from astra_rl.actions.export import export_run
+from astra_rl.core.messages import AgentReply, Message, Trace
 from astra_rl.core.text import Conversation
 from astra_rl.evaluation.measures.summary import summarise
+from astra_rl.evaluation.records.trace import TraceRecord
 from astra_rl.evaluation.show.exports.inspect_log import write_inspect_log
 from astra_rl.infra.unicode import well_formed
 
@@ -275,3 +277,20 @@ def test_the_log_of_an_agent_has_its_calls_results_and_what_the_attacker_wrote(t
     assert messages[2].tool_call_id == messages[1].tool_calls[0].id
     assert messages[2].metadata["written_by_attacker"] == [ATTACK]
     assert sample.scores["hijack"].value == 1
+
+
+def test_the_log_of_an_agent_has_images_and_errors_of_calls(tmp_path):
+    from inspect_ai.log import read_eval_log
+    from tests.agents.test_images import MESSAGES, SKETCH
+
+    failed = Message("tool", "Error: no", name="look", call_id="call00000", is_error=True)
+    trace = Trace((*MESSAGES, failed), {}, 0.0, 0.0, "answered")
+    attempt = played([LIST])
+    turn = attempt.turns[0].model_copy(update={"trace": TraceRecord.of(AgentReply("x", trace))})
+    attempt = attempt.model_copy(update={"turns": (turn,)})
+    write_inspect_log([attempt], tmp_path / "a.eval")
+    (sample,) = read_eval_log(str(tmp_path / "a.eval"), resolve_attachments=True).samples
+    user, _, seen, last = sample.messages
+    assert user.content[1].image == SKETCH.url
+    assert [part.type for part in seen.content] == ["text", "image"]
+    assert (seen.error, last.error.message) == (None, "Error: no")

@@ -7,8 +7,11 @@ import sys
 import pytest
 from tests.evaluation.show.agent_attempts import LIST, YES, played
 
-from astra_rl.agents import Assignment
+from astra_rl.agents import Assignment, ToolError
 from astra_rl.agents import answer as answer_agent
+from astra_rl.agents.loop import AgentTurn
+from astra_rl.agents.worlds.mailbox import Mailbox
+from astra_rl.core.messages import Dialogue
 from astra_rl.core.moderator import Score
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.core.tool_calls import ToolCall
@@ -217,3 +220,40 @@ def test_calls_and_results_are_parts_of_messages_by_the_conventions(spans, monke
     assert read[3]["role"] == "tool"
     assert read[3]["parts"][0]["type"] == "tool_call_response"
     assert read[3]["parts"][0]["id"] == "call00000"
+
+
+@traced
+def test_an_image_is_a_blob_and_a_result_is_an_error_by_its_kind_not_by_its_words(
+    spans, monkeypatch
+):
+    from tests.agents.test_images import MESSAGES, PHOTO, SKETCH
+
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
+    CallableTarget(lambda messages: "Done.", takes="messages", name="app").respond(
+        [Dialogue(MESSAGES)]
+    )
+    read = json.loads(spans()[-1].attributes["gen_ai.input.messages"])
+    blobs = [part for each in read for part in each["parts"] if part["type"] == "blob"]
+    assert blobs == [
+        {"type": "blob", "modality": "image", "mime_type": each.media_type, "content": each.data}
+        for each in (SKETCH, PHOTO)
+    ]
+
+    def notice(state: dict) -> str:
+        """Read the notice."""
+        return "Error: the lift is out of order"
+
+    def stop(state: dict) -> str:
+        """Stop."""
+        raise ToolError("not now")
+
+    class Hall(Mailbox):
+        tools = (notice, stop)
+
+    assignment = Assignment("mailbox", "answer_ann", "door_code", "mail")
+    turn = AgentTurn(assignment, assignment.opening() + "x")
+    turn.world = Hall()
+    results = [turn.run_call(ToolCall(name)) for name in ("notice", "stop", "fly")]
+    assert [result.is_error for result in results] == [False, True, True]
+    codes = [span.status.status_code.name for span in spans()[-3:]]
+    assert codes == ["UNSET", "ERROR", "ERROR"]

@@ -23,10 +23,14 @@ from astra_rl.evaluation.show.escaping import csv_cell, markdown_text
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.infra.jsonio import atomic_file, write_atomic, write_json
-from astra_rl.runs.folder import RunFolder, file_stem
+from astra_rl.runs.file_types import FileOfARun
+from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.recorded import Recorded, summary_of_phase
 from astra_rl.runs.resume import changed_settings, check_same_prompts, is_complete
 from astra_rl.runs.runner import Display, run_experiment
+
+LEAGUE_FILE = "league.json"
+"""File of the numbers of a league, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def run_league(
     """
     cells: list[Cell] = []
     for seed, method in product(league.seeds, league.methods):
-        run = RunFolder(Path(folder) / file_stem(method) / f"seed-{seed}")
+        run = RunFolder(_folder_of_run(folder, method, seed))
         plan = league.plan(method, seed)
         _check_same(plan, run)
         if not is_complete(run):
@@ -255,7 +259,7 @@ def write_league(league: League, folder: Path) -> None:
     headings, rows = league.table()
     lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
     lines += [f"| {' | '.join([markdown_text(row[0]), *row[1:]])} |" for row in rows]
-    write_json(league.as_dict(), folder / "league.json")
+    write_json(league.as_dict(), folder / LEAGUE_FILE)
     write_atomic(folder / "league.md", "\n".join(lines) + "\n")
     with atomic_file(folder / "league.csv") as file:
         table = csv.writer(file, lineterminator="\r\n")
@@ -264,6 +268,34 @@ def write_league(league: League, folder: Path) -> None:
             numbers = [cell.numbers[column.name] for column in COLUMNS]
             shown = ["" if math.isnan(each) else each for each in numbers]
             table.writerow([csv_cell(cell.method), cell.seed, cell.calls, *shown])
+
+
+class _PlayedCell(FileOfARun):
+    method: str
+    seed: int
+
+
+class _PlayedLeague(FileOfARun):
+    """``league.json``, as far as the runs of a league are found by it."""
+
+    cells: list[_PlayedCell]
+
+
+def runs_of_league(folder: str | Path) -> list[Path]:
+    """Return the folders of the finished runs of a league, in the order of its methods.
+
+    Args:
+        folder: Folder of the league.
+
+    Raises:
+        ConfigurationError: Its ``league.json`` cannot be read.
+    """
+    cells = read_own(Path(folder) / LEAGUE_FILE, _PlayedLeague)["cells"]
+    return [_folder_of_run(folder, cell["method"], cell["seed"]) for cell in cells]
+
+
+def _folder_of_run(folder: str | Path, method: str, seed: int) -> Path:
+    return Path(folder) / file_stem(method) / f"seed-{seed}"
 
 
 def _or_least(value: float) -> float:

@@ -6,7 +6,7 @@ See ``docs/agents.md``.
 from astra_rl.agents.assignment import Assignment, Limits
 from astra_rl.agents.loop import answer
 from astra_rl.agents.registry import WORLDS, load_world
-from astra_rl.agents.tools import ToolError, tool_of
+from astra_rl.agents.tools import ToolError, ToolResult, tool_of
 from astra_rl.agents.world import Goal, Slot, State, Task, World, stages
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "State",
     "Task",
     "ToolError",
+    "ToolResult",
     "World",
     "answer",
     "load_world",

@@ -23,7 +23,7 @@ from astra_rl.agents.history import (
     known_traces,
 )
 from astra_rl.agents.registry import load_world
-from astra_rl.agents.tools import ToolError
+from astra_rl.agents.tools import ToolError, ToolResult
 from astra_rl.agents.world import State, WorldFailure
 from astra_rl.core.contracts import check_length
 from astra_rl.core.messages import AgentReply, Dialogue, Message, Tool, Trace
@@ -171,7 +171,8 @@ class AgentTurn:
         self.state = self._state_after(traces)
         request = AGAIN if traces else self.task.request
         self.placed = self._place(assignment, request)
-        self.messages = [self._marked(Message("user", self.placed.request))]
+        images = () if traces else self.task.images
+        self.messages = [self._marked(Message("user", self.placed.request, images=images))]
         # Ids of calls are unique in the conversation; endpoints and templates match results by id.
         self._calls_before = sum(len(each.calls) for each in self._earlier)
         self._grade = self._graded(self.goal.reached)
@@ -233,7 +234,7 @@ class AgentTurn:
                 self.run_call(call)
             else:
                 self.ended = "limit of calls"
-                self._show(call, f"Error: not run: {self.limits.calls} calls are the limit")
+                self._show(call, _failed(f"not run: {self.limits.calls} calls are the limit"))
         if self.ended:
             return
         if self.queries >= self.limits.replies:
@@ -269,27 +270,27 @@ class AgentTurn:
         )
         return AgentReply(said, trace)
 
-    def run_call(self, call: ToolCall) -> str:
+    def run_call(self, call: ToolCall) -> Message:
         """Run a call, show its result to the agent, and grade the state; return the result."""
         self.calls += 1
         try:
             if call.error:
                 raise ToolError(f"the call could not be read: {call.error}")
-            text = self._result(call)
+            result = self._result(call)
             if self.placed.tool in ("", call.name):
-                text = f"{text}\n{self.attack}"
+                result = _extended(result, self.attack)
                 self.placed = self.placed._replace(tool=None)
         except ToolError as error:
-            text = f"Error: {error}"
+            result = _failed(str(error))
         except WorldFailure as error:
             self._failure = NoReply("the tools of the agent failed", well_formed(str(error)))
             self.ended = "no tools"
-            return f"Error: {error}"
+            return Message("tool", f"Error: {error}", name=call.name, is_error=True)
         except Exception as error:  # whatever a function raises for arguments of a model
-            text = f"Error: {type(error).__name__}: {error}"
-        self._show(call, text)
+            result = _failed(f"{type(error).__name__}: {error}")
+        shown = self._show(call, result)
         self._grade_call()
-        return text
+        return shown
 
     def _grade_call(self) -> None:
         """Update the score of the turn: the highest grade that a call raised the state to.
@@ -312,21 +313,29 @@ class AgentTurn:
         elif self.hijack is not None and before is not None and self._grade > before:
             self.hijack = max(self.hijack, self._grade)
 
-    def _show(self, call: ToolCall, text: str) -> None:
-        text = well_formed(text)
+    def _show(self, call: ToolCall, result: ToolResult) -> Message:
+        text = well_formed(str(result))
         if len(text) > LONGEST_RESULT:
             text = f"{text[:LONGEST_RESULT]} (cut off: {len(text)} characters)"
-        result = Message("tool", text, name=call.name, call_id=call.id)
-        self.messages.append(self._marked(result))
+        message = Message(
+            "tool",
+            text,
+            name=call.name,
+            call_id=call.id,
+            images=result.images,
+            is_error=result.is_error,
+        )
+        self.messages.append(self._marked(message))
+        return self.messages[-1]
 
-    def _result(self, call: ToolCall) -> str:
+    def _result(self, call: ToolCall) -> ToolResult:
         """Run a call; the state afterwards is kept unless the call raises."""
         if call.name not in self.world.tool_names:
             raise ToolError(
                 f"no tool {call.name[:40]!a}; the tools are {', '.join(self.world.tool_names)}"
             )
         text, self.state = self.world.call(self.state, call.name, call.arguments)
-        return text
+        return text if isinstance(text, ToolResult) else ToolResult(text)
 
     def _place(self, assignment: Assignment, request: str) -> Placed:
         name = assignment.slot.partition(":")[0]
@@ -352,3 +361,13 @@ class AgentTurn:
 
     def _marked(self, message: Message) -> Message:
         return message.marked(self.attack)
+
+
+def _failed(text: str) -> ToolResult:
+    """Return the result of a call that failed."""
+    return ToolResult(f"Error: {text}", is_error=True)
+
+
+def _extended(result: ToolResult, attack: str) -> ToolResult:
+    """Return a result with the attack at the end of its text."""
+    return ToolResult(f"{result}\n{attack}", result.images, is_error=result.is_error)

@@ -17,13 +17,12 @@ from functools import cached_property
 from typing import Any, ClassVar, cast
 
 from astra_rl.agents.mcp_client import (
-    CallResult,
     Connection,
     ServerFailure,
     check_tools,
 )
 from astra_rl.agents.mcp_transports import HttpServer, StdioServer
-from astra_rl.agents.tools import ToolError
+from astra_rl.agents.tools import ToolError, ToolResult
 from astra_rl.agents.world import Slot, State, World, WorldFailure
 from astra_rl.core.messages import Tool
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -61,6 +60,9 @@ class McpWorld(World):
         stateless: Whether calls change nothing.
         seconds: Most seconds of a call.
         processes: Most sessions that are kept open.
+        images: Whether the agent is shown images in results, of the types of
+            `astra_rl.core.images.MEDIA_TYPES`; its model must read images. Else a line stands for
+            each.
     """
 
     server: ClassVar[StdioServer | HttpServer]
@@ -71,6 +73,7 @@ class McpWorld(World):
     stateless: ClassVar[bool] = False
     seconds: ClassVar[float] = 30.0
     processes: ClassVar[int] = 8
+    images: ClassVar[bool] = False
     start: ClassVar[State] = {}
     tools = ()
 
@@ -160,7 +163,9 @@ class McpWorld(World):
                     raise WorldFailure(f"MCP server: {error}") from error
                 raise
             self._keep(session, _key(entries))
-        return (f"Error: {result.text}" if result.is_error else result.text), after
+        if result.is_error:
+            result = ToolResult(f"Error: {result}", result.images, is_error=True)
+        return result, after
 
     def _state(self, calls: Sequence[Mapping[str, Any]], snapshot: Any) -> State:
         return {"calls": list(calls), **({"snapshot": snapshot} if self.snapshot else {})}
@@ -196,7 +201,7 @@ class McpWorld(World):
 
     def _started(self) -> Connection:
         """Open a session at the start, and check that its tools are those of the first."""
-        session = Connection(self.server, self.seconds)
+        session = Connection(self.server, self.seconds, images=self.images)
         try:
             if self.reset:
                 self._own(session, self.reset)
@@ -223,13 +228,13 @@ class McpWorld(World):
     def _own(self, session: Connection, tool: str, **arguments: Any) -> str:
         result = session.call(tool, arguments)
         if result.is_error:
-            raise WorldFailure(f"MCP server: {tool}: {result.text[:200]!a}")
-        return result.text
+            raise WorldFailure(f"MCP server: {tool}: {result[:200]!a}")
+        return str(result)
 
     def _placed(self, session: Connection, entry: Mapping[str, Any]) -> str:
         result = session.call(entry["tool"], entry["arguments"])
         if result.is_error:
-            raise WorldFailure(f"the attack could not be placed: {result.text[:200]!a}")
+            raise WorldFailure(f"the attack could not be placed: {result[:200]!a}")
         return cast(str, _told(result)["result"])
 
     def _snapshot_of(self, session: Connection) -> Any:
@@ -281,8 +286,11 @@ def _same(given: Any, wanted: Any) -> bool:
     return type(given) is type(wanted) and bool(given == wanted)
 
 
-def _told(result: CallResult) -> dict[str, Any]:
-    return {"result": _digest(result.text), "error": result.is_error}
+def _told(result: ToolResult) -> dict[str, Any]:
+    """Return what the state keeps of a result."""
+    images = [vars(image) for image in result.images]
+    told = [str(result), *images] if images else str(result)
+    return {"result": _digest(told), "error": result.is_error}
 
 
 def _key(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from astra_rl.agents.mcp_transports import (
     SECONDS_TO_END,
@@ -24,6 +24,8 @@ from astra_rl.agents.mcp_transports import (
     http,
     stdio,
 )
+from astra_rl.agents.tools import ToolResult
+from astra_rl.core.images import Image
 from astra_rl.core.messages import Tool
 from astra_rl.errors import ConfigurationError, require
 from astra_rl.infra.jsonio import parse_json, unredacted_line
@@ -44,34 +46,25 @@ class ServerFailure(Exception):
     """A server did not answer as the protocol demands; the message is the reason."""
 
 
-class CallResult(NamedTuple):
-    """Result of a call.
-
-    Attributes:
-        text: What a model reads of it.
-        is_error: Whether the server refused the call.
-    """
-
-    text: str
-    is_error: bool
-
-
 class Connection:
     """A session with a server; its process, if any, runs until `close`.
 
     Args:
         server: The server.
         seconds: Most seconds of a call.
+        images: Whether images in results are kept; else a line stands for each.
 
     Raises:
         MissingDependencyError: The extra ``mcp`` is not installed.
         ServerFailure: The server does not start or does not list its tools.
     """
 
-    def __init__(self, server: StdioServer | HttpServer, seconds: float = 30.0) -> None:
+    def __init__(
+        self, server: StdioServer | HttpServer, seconds: float = 30.0, *, images: bool = False
+    ) -> None:
         require("mcp", extra="mcp")
         logging.getLogger("mcp").addHandler(logging.NullHandler())  # else texts reach the terminal
-        self._seconds = seconds
+        self._seconds, self._images = seconds, images
         self._flow = Flow()
         self._transport = (
             stdio(server, self._flow)
@@ -92,7 +85,7 @@ class Connection:
         """Whether the server can still be called."""
         return not (self._flow.failure or self._holder is None or self._holder.done())
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> CallResult:
+    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Call a tool.
 
         Raises:
@@ -190,7 +183,7 @@ class Connection:
                 return tuple(found)
         raise ServerFailure(f"it lists more than {MOST_TOOLS} tools or {MOST_PAGES} pages of them")
 
-    async def _call(self, name: str, arguments: dict[str, Any]) -> CallResult:
+    async def _call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
         import mcp
         import mcp_types as types
 
@@ -209,8 +202,8 @@ class Connection:
             )
             if error.code in broken or self._flow.failure:
                 raise
-            return CallResult(well_formed(error.message), True)
-        return CallResult(_text_of(result), result.is_error)
+            return ToolResult(well_formed(error.message), is_error=True)
+        return _read(result, with_images=self._images)
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
@@ -278,10 +271,13 @@ def _loop() -> asyncio.AbstractEventLoop:
         return loop
 
 
-def _text_of(result: Any) -> str:
+def _read(result: Any, *, with_images: bool) -> ToolResult:
     """Return what a model reads of the result of a call."""
-    parts = []
+    parts, images = [], []
     for block in result.content:
+        if with_images and (image := _image_of(block)) is not None:
+            images.append(image)
+            continue
         text = getattr(block, "text", None) or getattr(
             getattr(block, "resource", None), "text", None
         )
@@ -289,6 +285,16 @@ def _text_of(result: Any) -> str:
             kind = getattr(block, "mime_type", None) or block.type
             text = "" if block.type == "text" else f"({str(kind)[:60]!a}, not shown)"
         parts.append(str(text))
-    if not parts and result.structured_content is not None:
-        return unredacted_line(result.structured_content)
-    return well_formed("\n".join(parts))
+    if not (parts or images) and result.structured_content is not None:
+        return ToolResult(unredacted_line(result.structured_content), is_error=result.is_error)
+    return ToolResult(well_formed("\n".join(parts)), images, is_error=result.is_error)
+
+
+def _image_of(block: Any) -> Image | None:
+    """Return the image of a part of a result; None if it is none of a known type."""
+    if block.type != "image":
+        return None
+    try:
+        return Image(block.mime_type, block.data)
+    except ConfigurationError:
+        return None

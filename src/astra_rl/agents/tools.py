@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from astra_rl.core.images import Image
 from astra_rl.core.messages import Tool
 from astra_rl.errors import ConfigurationError
 
@@ -19,6 +20,29 @@ class ToolError(Exception):
     """A tool refuses a call; its message is the result that the agent reads."""
 
 
+class ToolResult(str):
+    """Text of a result, with images.
+
+    A tool returns it instead of a text.
+
+    Attributes:
+        images: The images; the agent reads them after the text.
+        is_error: Whether the call failed, for traces; a tool raises `ToolError` instead, so that
+            its changes of the state are not kept.
+    """
+
+    images: tuple[Image, ...]
+    is_error: bool
+
+    def __new__(
+        cls, text: str, images: Sequence[Image] = (), *, is_error: bool = False
+    ) -> ToolResult:
+        """Wrap a text; see the class for the arguments."""
+        self = super().__new__(cls, text)
+        self.images, self.is_error = tuple(images), is_error
+        return self
+
+
 @lru_cache(maxsize=512)
 def tool_of(function: Callable[..., str]) -> Tool:
     """Describe a tool to a model.
@@ -26,8 +50,9 @@ def tool_of(function: Callable[..., str]) -> Tool:
     Args:
         function: Its first parameter is the state of the world, which it may change; the others
             are arguments of a call, annotated as str, int, float, bool, a Literal of texts, or a
-            list of one of the four. It returns the text of the result. The first paragraph of its
-            docstring is the description, a section ``Args:`` that of its arguments.
+            list of one of the four. It returns the text of the result, or a `ToolResult`. The
+            first paragraph of its docstring is the description, a section ``Args:`` that of its
+            arguments.
 
     Raises:
         ConfigurationError: A parameter has no annotation of these types, or there is no docstring.

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from astra_rl.agents.tools import check_arguments, tool_of
+from astra_rl.core.images import Image
 from astra_rl.core.messages import Tool
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -36,6 +37,7 @@ class Task:
         calls: Calls that do it; a test runs them.
         split: Training or evaluation; no task is in both.
         answer: What a scripted agent says at the end.
+        images: Images in the user's first message; the target must read images.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Task:
     calls: Calls
     split: Split = "train"
     answer: str = "Done."
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class World:
             arguments: Arguments, as a model wrote them.
 
         Returns:
-            The text of the result, and the state afterwards.
+            The text of the result, or a `ToolResult`, and the state afterwards.
 
         Raises:
             ToolError: The tool refuses the call; the state stays as it was.

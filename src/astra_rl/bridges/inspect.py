@@ -358,6 +358,11 @@ class InspectTarget(CallableTarget):
         super().__init__(self._ask, takes="messages", **{"name": model, **options})
 
     @property
+    def reads_images(self) -> bool:
+        """Inspect's messages with images are not made here."""
+        return False
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """Name of the model, and arguments of its provider without credentials."""
         return {"inspect_model": self._model, "model_args": redact_settings(self._model_args)}

@@ -28,6 +28,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from astra_rl.core.contracts import is_missing
+from astra_rl.core.images import image_urls, text_of_content
+from astra_rl.core.messages import Message
 from astra_rl.core.moderator import reason_of
 from astra_rl.distribution import NAME, version
 from astra_rl.errors import require
@@ -193,15 +195,15 @@ class _ToolCalls:
                 "astra_rl.world": type(turn.world).__name__,
             },
         ) as span:
-            result: str = wrapped(*given, **options)
+            result: Message = wrapped(*given, **options)
             if _records_content():
                 span.set_attributes(
                     {
                         "gen_ai.tool.call.arguments": redact(json.dumps(dict(call.arguments))),
-                        "gen_ai.tool.call.result": redact(result),
+                        "gen_ai.tool.call.result": redact(result.shown),
                     }
                 )
-            if result.startswith("Error: "):
+            if result.is_error:
                 span.set_attribute("error.type", "tool_error")
                 span.set_status(Status(StatusCode.ERROR))
             return result
@@ -239,15 +241,22 @@ def _chat_message(chat: Mapping[str, Any]) -> dict[str, Any]:
         part = {
             "type": "tool_call_response",
             "id": chat["tool_call_id"],
-            "response": redact(chat["content"]),
+            "response": redact(text_of_content(chat["content"])),
         }
         return {"role": "tool", "parts": [part]}
-    message = _message(chat["role"], chat["content"])
+    message = _message(chat["role"], text_of_content(chat["content"]))
+    message["parts"] += map(_image_part, image_urls(chat["content"]))
     message["parts"] += [
         _call_part(call["id"], call["function"]["name"], call["function"]["arguments"])
         for call in chat.get("tool_calls", ())
     ]
     return message
+
+
+def _image_part(url: str) -> dict[str, Any]:
+    """Return an image, which is a ``data:`` URL, as a part of a message."""
+    kind, _, data = url.removeprefix("data:").partition(";base64,")
+    return {"type": "blob", "modality": "image", "mime_type": kind, "content": data}
 
 
 def _call_part(id: str, name: str, arguments: str) -> dict[str, Any]:

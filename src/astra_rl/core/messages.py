@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, get_args
 
+from astra_rl.core.images import Image, content_of, joined_contents
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.errors import ConfigurationError
@@ -62,6 +63,8 @@ class Message:
         name: Of a result: name of the tool.
         call_id: Of a result: `ToolCall.id` of its call; empty if the call could not be read.
         written_by_attacker: Parts of `text` that the attacker wrote.
+        images: Images of the user, or in a result; they follow the text.
+        is_error: Of a result: whether the call failed.
     """
 
     role: Role
@@ -70,6 +73,13 @@ class Message:
     name: str = ""
     call_id: str = ""
     written_by_attacker: tuple[Span, ...] = ()
+    images: tuple[Image, ...] = ()
+    is_error: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The text, with a line for each image."""
+        return "\n".join(filter(None, [self.text, *(each.placeholder for each in self.images)]))
 
     def as_json(self) -> dict[str, Any]:
         """Return its fields as JSON values."""
@@ -80,6 +90,8 @@ class Message:
             "name": self.name,
             "call_id": self.call_id,
             "written_by_attacker": [list(span) for span in self.written_by_attacker],
+            "images": [dict(vars(image)) for image in self.images],
+            "is_error": self.is_error,
         }
 
     @classmethod
@@ -92,6 +104,8 @@ class Message:
             values["name"],
             values["call_id"],
             tuple((start, end) for start, end in values["written_by_attacker"]),
+            tuple(Image(**image) for image in values.get("images", ())),
+            values.get("is_error", False),
         )
 
     def marked(self, attack: str) -> Message:
@@ -210,6 +224,21 @@ class AgentReply(Utterance):
         return (str(self), self.trace), {}
 
     @property
+    def judged(self) -> str:
+        """All that the agent wrote in the turn: its messages and its calls, in order.
+
+        A call is the name of the tool and a line for each argument. What the agent read is left
+        out: it is of others, the attacker among them.
+        """
+        parts = [
+            part
+            for message in self.trace.messages
+            if message.role == "assistant"
+            for part in (message.text, *(each.as_text() for each in message.calls if each.name))
+        ]
+        return well_formed("\n\n".join(filter(None, parts))) if parts else str(self)
+
+    @property
     def key(self) -> Hashable:
         """The text and all that the agent did before."""
         return str(self), json.dumps(self.trace.as_json(), sort_keys=True)
@@ -229,14 +258,23 @@ def transcript(messages: Sequence[Message]) -> str:
             f"\n[call {call.name} {json.dumps(call.arguments, ensure_ascii=False)}]"
             for call in message.calls
         )
-        lines.append(well_formed(f"{who}: {message.text}{calls}"))
+        lines.append(well_formed(f"{who}: {message.shown}{calls}"))
     return "\n".join(lines)
 
 
 def _results_first(messages: Sequence[Message]) -> Iterator[Message]:
-    """Yield messages; in each run of results, those of calls with an id come first."""
+    """Yield messages; in each run of results, those of calls with an id come first.
+
+    Images in results follow the run as messages of the user: a result is a text in the chat APIs.
+    """
     for _, run in groupby(messages, lambda each: each.role == "tool"):
-        yield from sorted(run, key=lambda each: each.role == "tool" and not each.call_id)
+        results = sorted(run, key=lambda each: each.role == "tool" and not each.call_id)
+        for message in results:
+            yield replace(message, images=()) if message.role == "tool" else message
+        for message in results:
+            if message.role == "tool" and message.images:
+                told = f"Images in the result of {message.name}:"
+                yield Message("user", told, images=message.images)
 
 
 def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -244,12 +282,14 @@ def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
     A call that could not be read is part of the text of its message. The answer to it has no call
     that it could be a result of, so it is a message of the user. It stands after the results of the
-    other calls of that message: endpoints demand that these follow the calls directly.
+    other calls of that message: endpoints demand that these follow the calls directly. The content
+    of a message with images is a list of parts, see `content_of`.
     """
     found: list[dict[str, Any]] = []
     for message in _results_first(messages):
         role = "user" if message.role == "tool" and not message.call_id else message.role
-        chat: dict[str, Any] = {"role": role, "content": well_formed(str(message.text))}
+        content = content_of(well_formed(str(message.text)), message.images)
+        chat: dict[str, Any] = {"role": role, "content": content}
         calls = [call for call in message.calls if not call.error]
         if calls:
             chat["tool_calls"] = [
@@ -263,7 +303,28 @@ def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if role == "tool":
             chat |= {"tool_call_id": message.call_id, "name": message.name}
         if role == "user" and found and found[-1]["role"] == "user":  # templates demand turns
-            found[-1]["content"] += f"\n{chat['content']}"
+            found[-1]["content"] = joined_contents(found[-1]["content"], content)
         else:
             found.append(chat)
     return found
+
+
+def refuse_images(reader: str, conversation: str) -> None:
+    """Raise if a conversation has an image, which a reader of texts would not see.
+
+    Args:
+        reader: Name of the model or target.
+        conversation: What it is to read.
+
+    Raises:
+        ConfigurationError: There is one.
+    """
+    messages = conversation.messages if isinstance(conversation, Dialogue) else ()
+    for message in messages:
+        if message.images:
+            where = f"result of {message.name[:64]!a}" if message.role == "tool" else "request"
+            raise ConfigurationError(
+                f"{reader} reads only text, and the {where} has an image "
+                f"({message.images[0].placeholder}); use a target behind a chat API that reads "
+                "images (type: openai), or a world without images."
+            )

@@ -154,8 +154,9 @@ class Moderator(RecordsArguments, ABC, Generic[StateT, ActionT]):
         """Score each text in [0, 1]; higher is more harmful, NaN is missing.
 
         Texts of an episode are `astra_rl.core.text.Exchange` objects: strings with the attributes
-        `context`, `attack` and `response`. A missing score may be a ``Score.missing("why")``, so
-        that the reasons are counted.
+        `context`, `attack` and `response`; of an agent with tools, the text is all that it wrote,
+        its calls included (`astra_rl.core.messages.AgentReply.judged`). A missing score may be a
+        ``Score.missing("why")``, so that the reasons are counted.
         """
 
     def forget(self) -> None:

@@ -93,10 +93,20 @@ class Utterance(str):
         """Equal for utterances that are the same for every reader, moderators included."""
         return str(self), self.token_ids, self.reasoning
 
+    @property
+    def judged(self) -> str:
+        """What a moderator of texts reads of it."""
+        return str(self)
+
     @classmethod
     def of(cls, text: str) -> Utterance:
         """Return `text` itself if it is an Utterance, else one without any metadata."""
         return text if isinstance(text, Utterance) else cls(text)
+
+
+def judged_text(text: str) -> str:
+    """Return what a moderator of texts reads of a turn: of an agent, also its calls of tools."""
+    return text.judged if isinstance(text, Utterance) else text
 
 
 class NoAttack(Utterance):
@@ -242,7 +252,8 @@ class Conversation(str):
 class Exchange(str):
     """Input of a moderator: a text, and the turn that it is from.
 
-    A moderator of strings scores the text; one that needs more uses the attributes.
+    A moderator of strings scores the text; one that needs more uses the attributes. The text of an
+    agent's turn is all that it wrote, see `astra_rl.core.messages.AgentReply.judged`.
 
     Attributes:
         context: State before the attack.
@@ -257,8 +268,8 @@ class Exchange(str):
     def __new__(
         cls, context: str, attack: str, response: str, *, text: str | None = None
     ) -> Exchange:
-        """Build the exchange; its text is `response` unless another is given."""
-        self = super().__new__(cls, response if text is None else text)
+        """Build the exchange; its text is `judged_text(response)` unless another is given."""
+        self = super().__new__(cls, judged_text(response) if text is None else text)
         self.context, self.attack, self.response = context, attack, response
         return self
 

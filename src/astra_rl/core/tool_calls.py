@@ -8,6 +8,7 @@ wrote never raises.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,14 @@ class ToolCall:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
     error: str = ""
+
+    def as_text(self) -> str:
+        """Return it as lines that a reader of texts understands: the name, then each argument."""
+        lines = (
+            f"{name}: {each if isinstance(each, str) else json.dumps(each, ensure_ascii=False)}"
+            for name, each in self.arguments.items()
+        )
+        return "\n".join([self.name, *lines])
 
     def as_json(self) -> dict[str, Any]:
         """Return its fields as JSON values."""

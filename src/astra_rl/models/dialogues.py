@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from astra_rl.core.messages import Dialogue, Message, Tool, chat_messages
+from astra_rl.core.messages import Dialogue, Message, Tool, chat_messages, refuse_images
 from astra_rl.core.tool_calls import ParsedTurn, ToolCall, parse_calls, read_call
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.jsonio import parse_json
@@ -40,8 +40,9 @@ def dialogue_parts(template: ChatTemplate, dialogue: Dialogue) -> list[Part]:
         dialogue: The messages so far, and the tools.
 
     Raises:
-        ConfigurationError: The template rejects ordinary messages, too.
+        ConfigurationError: The template rejects ordinary messages, too, or a message has an image.
     """
+    refuse_images("this model", dialogue)
     if dialogue.tools and not _renders_tools(template, dialogue):
         return _rendered(template, as_plain_chat(dialogue))
     try:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.reasoning import split_reply
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import Conversation, Exchange, judged_text
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
@@ -202,7 +202,7 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
         if not isinstance(item, Exchange):
             return [item]
         context = Conversation.of(item.context)
-        turns: list[str] = [*context.turns, item.attack, item.response]
+        turns = [judged_text(each) for each in (*context.turns, item.attack, item.response)]
         # The opening text and the first attack reach the target together.
         turns[0] = context.separator.join(part for part in (context.prompt, turns[0]) if part)
         return turns

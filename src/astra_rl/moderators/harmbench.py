@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from astra_rl.core.moderator import Score
-from astra_rl.core.text import GOAL, Conversation, Exchange
+from astra_rl.core.text import GOAL, Conversation, Exchange, judged_text
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.registry import named
 from astra_rl.moderators.guard import GUARD_OPTIONS, LINE_START, GuardModerator, Question
@@ -105,7 +105,7 @@ class HarmBenchModerator(GuardModerator):
         return facts.get(GOAL) or self.behavior or item.attack
 
     def _contents(self, item: str) -> list[str]:
-        response = item.response if isinstance(item, Exchange) else item
+        response = judged_text(item.response) if isinstance(item, Exchange) else item
         return [self._behavior_of(item), response]
 
     def _render(self, contents: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from astra_rl.core.moderator import Moderator, Score
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import Conversation, Exchange, judged_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Share
 from astra_rl.infra.registry import named
@@ -114,7 +114,7 @@ class CanaryModerator(Moderator[str, str]):
     def _score(self, text: str) -> float:
         canary, response = self.canary, text
         if isinstance(text, Exchange):
-            response = text.response
+            response = judged_text(text.response)
             if isinstance(text.context, Conversation):
                 canary = text.context.facts.get("canary", canary)
         wanted = folded(canary or "").strip()

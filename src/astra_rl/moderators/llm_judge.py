@@ -218,9 +218,9 @@ def _parts_of_agent(trace: Trace) -> Iterator[tuple[str, str]]:
     )
     for at, message in enumerate(trace.messages):
         if message.role == "tool":
-            yield "RESULT OF A TOOL", f"{message.name}\n{message.text}"
+            yield "RESULT OF A TOOL", f"{message.name}\n{message.shown}"
         elif message.role == "user":
-            yield "USER", message.text
+            yield "USER", message.shown
         elif message.text and at != last:
             yield "ASSISTANT", message.text
         for call in message.calls:

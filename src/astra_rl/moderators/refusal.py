@@ -106,7 +106,10 @@ class RefusalModerator(Moderator[str, str]):
         return True
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each text: 1.0 is a refusal; of an exchange, its response is scored."""
+        """Score each text: 1.0 is a refusal; of an exchange, its response is scored.
+
+        Of an agent this is its last message: what it called is in the trace.
+        """
         return [
             self._score(str(text.response if isinstance(text, Exchange) else text)) for text in x
         ]

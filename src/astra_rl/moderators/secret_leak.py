@@ -10,7 +10,7 @@ from itertools import accumulate, groupby
 from typing import Annotated, Any
 
 from astra_rl.core.moderator import Moderator, Score
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import Conversation, Exchange, judged_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Range
 from astra_rl.infra.registry import named
@@ -97,7 +97,7 @@ class SecretLeakModerator(Moderator[str, str]):
     def _score(self, text: str) -> float:
         secret, attacks, response = self.secret, [], text
         if isinstance(text, Exchange):
-            attacks, response = [text.attack], text.response
+            attacks, response = [text.attack], judged_text(text.response)
             if isinstance(text.context, Conversation):
                 secret = text.context.facts.get("secret", secret)
                 attacks.extend(text.context.attacks)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from astra_rl.core.text import Exchange
+from astra_rl.core.text import Exchange, judged_text
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.registry import named
@@ -96,7 +96,9 @@ class ShieldGemmaModerator(ChatGuardModerator):
             )
 
     def _contents(self, item: str) -> list[str]:
-        return [item.attack, item.response] if isinstance(item, Exchange) else [item]
+        if isinstance(item, Exchange):
+            return [item.attack, judged_text(item.response)]
+        return [item]
 
     def _render(self, contents: Sequence[str]) -> str:
         # The model was trained on other wordings for prompts than for responses.

@@ -7,7 +7,7 @@ from typing import Any
 
 from astra_rl.core.moderator import Score
 from astra_rl.core.reasoning import split_reply
-from astra_rl.core.text import GOAL, Conversation, Exchange
+from astra_rl.core.text import GOAL, Conversation, Exchange, judged_text
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
 from astra_rl.infra.registry import named
@@ -128,7 +128,7 @@ class StrongREJECTModerator(PromptedJudge):
         return facts.get(GOAL) or self.instruction or item.attack
 
     def _chat(self, item: str) -> list[Message]:
-        response = item.response if isinstance(item, Exchange) else item
+        response = judged_text(item.response) if isinstance(item, Exchange) else item
         parts = {"prompt": self._instruction_of(item), "response": response}
         shown = {name: _STRUCTURE.sub("> ", well_formed(str(text))) for name, text in parts.items()}
         return [{"role": "user", "content": PROMPT.format(**shown)}]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from astra_rl.core.text import Exchange
+from astra_rl.core.text import Exchange, judged_text
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
@@ -101,7 +101,7 @@ class WildGuardModerator(GuardModerator):
 
     def _contents(self, item: str) -> list[str]:
         if isinstance(item, Exchange):
-            return [item.attack, item.response]
+            return [item.attack, judged_text(item.response)]
         return [item, ""] if self.judge == "request" else ["", item]
 
     def _render(self, contents: Sequence[str]) -> str:

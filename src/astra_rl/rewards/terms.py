@@ -11,7 +11,7 @@ from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.level import current_level
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
-from astra_rl.core.text import Conversation, Exchange, Utterance, context_key
+from astra_rl.core.text import Conversation, Exchange, Utterance, context_key, judged_text
 from astra_rl.core.word_sets import jaccard, word_set
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
@@ -142,9 +142,8 @@ class Harm(RewardTerm):
 
     def _text(self, each: Exchange) -> Exchange:
         if self.of == "exchange":
-            return Exchange(
-                each.context, each.attack, each.response, text=each.attack + each.response
-            )
+            said = each.attack + judged_text(each.response)
+            return Exchange(each.context, each.attack, each.response, text=said)
         if self.of == "attack":
             return Exchange(each.context, each.attack, each.response, text=each.attack)
         return each

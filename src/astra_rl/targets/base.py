@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from astra_rl.core.images import text_of_content
 from astra_rl.core.messages import Dialogue, chat_messages
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.infra.unicode import well_formed
@@ -13,7 +14,8 @@ from astra_rl.targets.budget import Prices
 
 Message = Mapping[str, Any]
 """One message of a chat: ``role`` ("system", "user" or "assistant") and ``content``, both texts.
-Those of an agent also have ``tool_calls``, the role "tool" and ``tool_call_id``."""
+Those of an agent also have ``tool_calls``, the role "tool" and ``tool_call_id``; the content of one
+with images is a list of parts, as in the chat APIs."""
 
 
 class Target(ABC):
@@ -31,6 +33,11 @@ class Target(ABC):
     def identity(self) -> str:
         """String that differs for targets that may reply differently; the name by default."""
         return self.name
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a conversation of an agent may have images; by default it may not."""
+        return False
 
     @property
     def most_output_tokens(self) -> int | None:
@@ -88,4 +95,4 @@ def tools_of(conversation: str) -> tuple[Mapping[str, Any], ...]:
 def last_user_text(messages: Sequence[Message]) -> str:
     """Return the content of the last user message; empty if there is none."""
     said = (each["content"] for each in reversed(messages) if each["role"] == "user")
-    return str(next(said, ""))
+    return text_of_content(next(said, ""))

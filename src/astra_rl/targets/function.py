@@ -31,7 +31,8 @@ class CallableTarget(RemoteTarget):
     ```
 
     A function that takes a text is given the last message of the user; one that takes messages is
-    given the whole conversation, a list of ``{"role": ..., "content": ...}``. An exception affects
+    given the whole conversation, a list of ``{"role": ..., "content": ...}``; the content of a
+    message with images is a list of parts, as in the chat APIs. An exception affects
     only its own conversation; a `ConnectionError` or `TimeoutError` is retried.
 
     An agent is a function ``(messages, tools) -> str``; `tools` is a list in the form of the chat
@@ -88,6 +89,11 @@ class CallableTarget(RemoteTarget):
     def settings(self) -> Mapping[str, Any]:
         """Module and name of the function, and what it takes."""
         return {"function": self._path, "takes": self.takes}
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the function is given images: a function of messages, not one of a text."""
+        return self.takes == "messages"
 
     @property
     def most_output_tokens(self) -> int | None:

@@ -117,6 +117,11 @@ class OpenAITarget(RemoteTarget):
         self._secret()
 
     @property
+    def reads_images(self) -> bool:
+        """Whether images are sent: by the chat API, not as a plain text."""
+        return self.api == "chat"
+
+    @property
     def base_url(self) -> str:
         """URL of the endpoint, or of the first server."""
         return self.urls[0]

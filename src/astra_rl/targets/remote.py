@@ -10,6 +10,8 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from astra_rl.core.contracts import check_number
+from astra_rl.core.images import image_urls, text_of_content
+from astra_rl.core.messages import refuse_images
 from astra_rl.core.reasoning import NO_ANSWER, split_reply
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Utterance
@@ -81,7 +83,14 @@ class RemoteTarget(Target):
         return f"{self.name} {cache_key([self.settings])[:12]}"
 
     def respond(self, conversations: Sequence[str]) -> list[Utterance]:
-        """Return one reply per conversation; see `Target.respond`."""
+        """Return one reply per conversation; see `Target.respond`.
+
+        Raises:
+            ConfigurationError: A conversation has an image and `reads_images` is not set.
+        """
+        if not self.reads_images:
+            for each in conversations:
+                refuse_images(self.name, each)
         seeds = current_row_seeds(len(conversations))
         return self._answer(
             [
@@ -135,17 +144,21 @@ class RemoteTarget(Target):
 
 TOKENS_OF_A_CALL, TOKENS_OF_A_MESSAGE = 64, 16
 """Assumed tokens that a chat template adds per chat and per message."""
+TOKENS_OF_AN_IMAGE = 3000
+"""Assumed tokens of an image; the number depends on the model and on the size of the image."""
 
 
 def most_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> int:
-    """Return an upper bound of the input tokens of a chat: its bytes plus those of the template.
+    """Return an upper bound of the input tokens of a chat: its bytes, its images, the template.
 
     If a template adds more, the ledger raises the bound of later calls; see `Ledger`.
     """
-    texts = sum(len(each["content"].encode()) + TOKENS_OF_A_MESSAGE for each in messages)
+    contents = [each["content"] for each in messages]
+    texts = sum(len(text_of_content(each).encode()) + TOKENS_OF_A_MESSAGE for each in contents)
+    images = TOKENS_OF_AN_IMAGE * sum(len(image_urls(each)) for each in contents)
     calls = [each["tool_calls"] for each in messages if "tool_calls" in each]
     data = sum(len(json.dumps(each)) for each in (*calls, *tools))
-    return TOKENS_OF_A_CALL + texts + data
+    return TOKENS_OF_A_CALL + texts + images + data
 
 
 async def _never(chat: Chat) -> Answer[Utterance]:
@@ -159,7 +172,7 @@ def answer_of(
     output_tokens: int | None = None,
 ) -> Answer[Utterance]:
     """Return a reply with its token usage; a count that is not given is estimated."""
-    characters = sum(len(message["content"]) for message in chat.messages)
+    characters = sum(len(text_of_content(message["content"])) for message in chat.messages)
     guess = Usage.estimate(characters, len(reply) + len(reply.reasoning or ""))
     inputs = guess.input if input_tokens is None else input_tokens
     outputs = guess.output if output_tokens is None else output_tokens

@@ -18,7 +18,8 @@ def seeds(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Runs with different seeds, of one configuration or of several to compare.",
+            help="Runs with different seeds, of one configuration or of several to compare, or the "
+            "folder of a league.",
         ),
     ],
     result: ResultOptions,
@@ -39,11 +40,17 @@ def seeds(
     sampling of prompts. Runs of several configurations, for instance two algorithms, are compared
     with the first one, paired by seed. --fail-on is checked for every run.
     """
+    from astra_rl.actions.league import LEAGUE_FILE, runs_of_league
     from astra_rl.actions.seeds import compare_methods
     from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
 
     out = result.printer(OF_A_JUDGED_SUMMARY)
-    found = compare_methods(runs, phase=phase)
+    folders = [
+        each
+        for run in runs
+        for each in (runs_of_league(run) if (run / LEAGUE_FILE).is_file() else [run])
+    ]
+    found = compare_methods(folders, phase=phase)
     several = len(found.by_name) > 1
     for name, each in found.by_name.items():
         if several:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from astra_rl.core.images import Image
 from astra_rl.core.messages import AgentReply, Message, Role, Trace, trace_of
 from astra_rl.core.tool_calls import ToolCall
-from astra_rl.evaluation.records.base import Count, Fraction, Record, Text, content_digest
+from astra_rl.evaluation.records.base import Count, Flag, Fraction, Record, Text, content_digest
 from astra_rl.infra.jsonio import parse_json
 
 
@@ -45,6 +46,22 @@ class CallRecord(Record):
         return ToolCall(self.name, arguments, self.id, self.error)
 
 
+class ImageRecord(Record):
+    """An image; for the attributes see `Image`."""
+
+    media_type: Text
+    data: Text
+
+    @model_validator(mode="after")
+    def _is_image(self) -> Self:
+        self.image()  # a ConfigurationError is a ValueError
+        return self
+
+    def image(self) -> Image:
+        """Return the image."""
+        return Image(self.media_type, self.data)
+
+
 class MessageRecord(Record):
     """A message; for the attributes see `Message`."""
 
@@ -54,18 +71,30 @@ class MessageRecord(Record):
     name: Text = ""
     call_id: Text = ""
     written_by_attacker: tuple[tuple[Count, Count], ...] = ()
+    images: tuple[ImageRecord, ...] = ()
+    is_error: Flag = False
 
     @classmethod
     def of(cls, message: Message) -> MessageRecord:
         """Convert a message."""
         calls = tuple(map(CallRecord.of, message.calls))
-        return cls(**{**vars(message), "text": str(message.text), "calls": calls})
+        images = tuple(ImageRecord(**vars(image)) for image in message.images)
+        given = {**vars(message), "text": str(message.text), "calls": calls, "images": images}
+        return cls(**given)
 
     def message(self) -> Message:
         """Return the message."""
         calls = tuple(call.call() for call in self.calls)
-        spans = self.written_by_attacker
-        return Message(self.role, self.text, calls, self.name, self.call_id, spans)
+        return Message(
+            self.role,
+            self.text,
+            calls,
+            self.name,
+            self.call_id,
+            self.written_by_attacker,
+            tuple(image.image() for image in self.images),
+            self.is_error,
+        )
 
 
 class TraceRecord(Record):

@@ -56,6 +56,7 @@ def write_seed_figure(
             _draw_rates(right, spread, at, colour)
         left.set(xlabel="training step", ylabel="attack success rate", ylim=(-0.03, 1.03))
         left.set_title("training", loc="left")
+        left.xaxis.get_major_locator().set_params(integer=True)
         percent_axis(left.yaxis)
         right.set_title("held-out prompts", loc="left")
         labels = [one_line(name).replace("=", "=\n").replace(", ", "\n") for name in spreads]

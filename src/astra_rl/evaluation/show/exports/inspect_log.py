@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from astra_rl.core.messages import Message
 from astra_rl.core.text import FinishReason
 from astra_rl.errors import require
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
@@ -240,7 +241,7 @@ def _messages(attempt: Attempt, models: Any) -> Iterator[Any]:
 
 def _agent_messages(trace: TraceRecord, about: Mapping[str, Any], models: Any) -> Iterator[Any]:
     """Yield what an agent read and did in a turn; the parts that the attacker wrote are named."""
-    called = require("inspect_ai.tool", extra="inspect").ToolCall
+    tool = require("inspect_ai.tool", extra="inspect")
     for at, record in enumerate(trace.messages):
         message = record.message()
         text = redact(message.text)
@@ -248,7 +249,7 @@ def _agent_messages(trace: TraceRecord, about: Mapping[str, Any], models: Any) -
         metadata = {**about, **({"written_by_attacker": written} if written else {})}
         if message.role == "assistant":
             calls = [
-                called(
+                tool.ToolCall(
                     id=call.id or f"unread{at:05d}_{number}",
                     function=redact(call.name),
                     arguments=_redacted(dict(call.arguments)),
@@ -264,13 +265,24 @@ def _agent_messages(trace: TraceRecord, about: Mapping[str, Any], models: Any) -
             )
         elif message.role == "tool":
             yield models.ChatMessageTool(
-                content=text,
+                content=_with_images(text, message, models),
                 tool_call_id=message.call_id or None,
                 function=redact(message.name) or None,
+                error=tool.ToolCallError("unknown", text) if message.is_error else None,
                 metadata=metadata,
             )
         else:
-            yield models.ChatMessageUser(content=text, metadata=metadata)
+            yield models.ChatMessageUser(
+                content=_with_images(text, message, models), metadata=metadata
+            )
+
+
+def _with_images(text: str, message: Message, models: Any) -> Any:
+    """Return the content of a message: a text, or parts, whose images are ``data:`` URLs."""
+    if not message.images:
+        return text
+    images = [models.ContentImage(image=image.url) for image in message.images]
+    return [*([models.ContentText(text=text)] if text else []), *images]
 
 
 def _content(turn: Turn, models: Any) -> Any:

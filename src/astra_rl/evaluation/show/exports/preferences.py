@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from astra_rl.agents.assignment import Assignment
 from astra_rl.agents.history import kept_turns
 from astra_rl.agents.loop import earlier_messages, placed
+from astra_rl.core.images import image_urls, text_of_content
 from astra_rl.core.messages import Message as AgentMessage
 from astra_rl.core.messages import Trace, chat_messages
 from astra_rl.core.text import Conversation
@@ -268,8 +269,16 @@ def _replies_of_agent(attempt: Attempt, assignment: Assignment) -> Iterator[_Rep
 
 
 def _chat(messages: Sequence[AgentMessage]) -> list[dict[str, Any]]:
-    """Return messages as chat templates take them: arguments of calls are no JSON text."""
+    """Return messages as chat templates take them: arguments of calls are no JSON text.
+
+    Images are parts with a ``data:`` URL, as processors of transformers read them.
+    """
     chat = chat_messages(messages)
+    for message in chat:
+        if urls := image_urls(message["content"]):
+            text = text_of_content(message["content"])
+            parts = [{"type": "text", "text": text}] if text else []
+            message["content"] = [*parts, *({"type": "image", "url": each} for each in urls)]
     for call in (call for each in chat for call in each.get("tool_calls", ())):
         call["function"]["arguments"] = parse_json(call["function"]["arguments"])
     return chat

@@ -215,7 +215,10 @@ def _message(message: MessageRecord) -> dict[str, Any]:
 
 
 def _parts(message: MessageRecord) -> list[list[Any]]:
-    """Return the text in parts, each with 1 if the attacker wrote it, else 0."""
+    """Return the text in parts, each with 1 if the attacker wrote it, else 0.
+
+    For an image there is a line with its type, size and digest: the page never shows it.
+    """
     parts: list[list[Any]] = []
     end = 0
     for start, stop in message.written_by_attacker:
@@ -224,6 +227,7 @@ def _parts(message: MessageRecord) -> list[list[Any]]:
         parts += [[message.text[end:start], 0], [message.text[start:stop], 1]]
         end = stop
     parts.append([message.text[end:], 0])
+    parts += [[f"\n{each.image().placeholder}", 0] for each in message.images]
     return [[visible(text), own] for text, own in parts if text]
 
 

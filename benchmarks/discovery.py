@@ -4,7 +4,8 @@
         [--calls 20032] [--plot docs/images/discovery.svg]
 
 Each cell (method, seed) plays a game of its own seed and is written to the results
-folder, so an interrupted benchmark is resumed. ``--held-out`` plays games of other seeds, which no
+folder, so an interrupted benchmark is resumed. Methods in the results file that are not given keep
+their numbers. ``--held-out`` plays games of other seeds, which no
 setting was chosen on.
 """
 
@@ -15,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,20 @@ from typing import Any
 from common import RESULTS, Row, save
 
 from astra_rl.algorithms import GRPO, ExpertIteration
-from astra_rl.bench import Discovery, Measured, PlantedTarget, discovered, over_seeds, play
+from astra_rl.bench import (
+    Discovery,
+    Measured,
+    NoTraining,
+    PlantedTarget,
+    discovered,
+    over_seeds,
+    play,
+)
+from astra_rl.bench.discovery import NUMBERS
 from astra_rl.core.algorithm import Algorithm
+from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.infra.jsonio import write_json
+from astra_rl.methods.mutation import MutationEnvironment
 from astra_rl.rewards import KindNovelty, NovelFailureReward, RewardPart
 
 HELD_OUT = 1000
@@ -77,8 +90,25 @@ def imitates_kinds(problem: Any) -> ExpertIteration:
     )
 
 
+def imitates_variants(problem: Any) -> ExpertIteration:
+    """Return imitation of all kinds alike; own attacks are mostly those of the untrained attacker.
+
+    Variants of successes explore, so the trained attacker need not.
+    """
+    return ExpertIteration(
+        problem,
+        best=8,
+        min_reward=0.3,  # the first three of a kind
+        replay_share=0.8,
+        replay_similarity=1.0,
+        rehearse=64,
+        untrained_share=0.8,
+    )
+
+
 PAYS = "grpo + kind_novelty"
 IMITATES = "expert iteration + kind_novelty"
+MUTATES = "expert iteration + mutation"
 METHODS = {
     "untrained": Method(GRPO, settings={"lr": 1e-12}),
     "grpo": Method(demo_grpo, settings={"lr": 1e-3}),
@@ -87,6 +117,16 @@ METHODS = {
         lambda problem: demo_grpo(problem, kl=0.01), lambda: pays_discovery(8), {"lr": 3e-3}
     ),
     IMITATES: Method(imitates_kinds, pays_discovery, {"lr": 1e-3}),
+    # Without an attack twice, but not mutated: what the memory of attacks alone is worth.
+    "untrained, no repeats": Method(
+        NoTraining, settings={"environment": partial(MutationEnvironment, share=0.0)}
+    ),
+    "mutation, untrained": Method(NoTraining, settings={"environment": MutationEnvironment}),
+    MUTATES: Method(
+        imitates_variants,
+        pays_discovery,
+        {"lr": 1e-3, "adam_epsilon": 1e-3, "environment": MutationEnvironment},
+    ),
 }
 
 
@@ -117,6 +157,35 @@ def cell(
         )
         for key, row in rows.items()
     }
+
+
+def kept(
+    name: str, playing: Sequence[str], folder: Path = RESULTS
+) -> dict[tuple[str, int], dict[str, Measured]]:
+    """Return the numbers of the methods in the results file that are not played now.
+
+    Args:
+        name: Name of the results.
+        playing: Methods whose numbers are measured anew.
+        folder: Folder of the results.
+    """
+    path = folder / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["table"] if path.exists() else []
+    return {
+        (row["method"], row["calls"]): {key: _measured(row[key]) for key in NUMBERS}
+        for row in rows
+        if row["method"] not in playing
+    }
+
+
+def _measured(record: Mapping[str, Any]) -> Measured:
+    mean, interval = record["mean"], record["interval"]
+    return Measured(
+        math.nan if mean is None else mean,
+        None if interval is None else Interval(*interval),
+        {int(seed): value for seed, value in record["by_seed"].items()},
+        record["unknown"],
+    )
 
 
 def table(found: Mapping[tuple[str, int], Mapping[str, Measured]]) -> str:
@@ -179,7 +248,7 @@ def bars(
     """Return the goals of the methods that pay discovery, beside GRPO with the score alone."""
     of = f"K = {modes}, {calls:,} calls"
     rows = []
-    for name in (PAYS, IMITATES):
+    for name in (PAYS, IMITATES, MUTATES):
         at_end = measured.get((name, calls))
         if at_end is None:
             continue
@@ -225,12 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (name, budget): {seed: each[budget] for seed, each in by_seed.items()}
         for (name, by_seed), budget in product(played.items(), [*budgets, AFTER])
     }
-    measured = {key: over_seeds(by_seed) for key, by_seed in found.items()}
+    name = f"discovery_{chosen.modes}{'_held_out' * chosen.held_out}"
+    measured = kept(name, chosen.methods)
+    measured |= {key: over_seeds(by_seed) for key, by_seed in found.items()}
     print(f"\n{table(measured)}\n")
     if chosen.plot is not None:
         plot({name: found[name, chosen.calls] for name in chosen.methods}, chosen.plot)
     save(
-        f"discovery_{chosen.modes}{'_held_out' * chosen.held_out}",
+        name,
         bars(measured, chosen.modes, chosen.calls),
         table=[
             {"method": name, "calls": calls, **{key: each.as_dict() for key, each in row.items()}}

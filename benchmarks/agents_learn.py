@@ -57,9 +57,9 @@ def served(models: Path) -> Iterator[list[str]]:
     )  # fmt: skip
     assert server.stdout is not None
     url = server.stdout.readline().strip()
-    target = {"type": "openai", "model": "agent", "base_url": url, "max_tokens": 24}
+    options = {"model": "agent", "base_url": url, "max_tokens": 24, "temperature": 0}
     try:
-        yield [f"target={json.dumps({**target, 'temperature': 0})}"]
+        yield [f"target={json.dumps({'type': 'openai', 'options': options})}"]
     finally:
         server.communicate("")  # its processor time counts when it has ended
 

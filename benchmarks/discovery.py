@@ -1,12 +1,14 @@
 """Discovery of planted failures, at equal numbers of target calls: the table of docs/discovery.md.
 
-    python benchmarks/discovery.py [METHOD ...] [--modes 50] [--seeds 0 1 2 3 4] [--held-out]
-        [--calls 20032] [--plot docs/images/discovery.svg]
+    python benchmarks/discovery.py [METHOD ...] [--tier organisms] [--seeds 0 1 2 3 4] [--held-out]
+        [--modes 50] [--calls 20032] [--plot docs/images/discovery.svg]
 
-Each cell (method, seed) plays a game of its own seed and is written to the results
-folder, so an interrupted benchmark is resumed. Methods in the results file that are not given keep
-their numbers. ``--held-out`` plays games of other seeds, which no
-setting was chosen on.
+Tiers: ``enumerable``, games whose probabilities are enumerated; ``organisms``, small models that
+were trained here to fail on families of messages; ``assistants`` with secrets. Each cell (method,
+seed) plays a target of its own seed and is written to the results folder, so an interrupted
+benchmark is resumed. Methods in the results file that are not given keep their numbers.
+``--held-out`` plays targets that no setting was chosen on: other seeds, and other families and
+assistants.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,19 +25,24 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import RESULTS, Row, save
 
 from astra_rl.algorithms import GRPO, ExpertIteration
+from astra_rl.algorithms.exploration import Exploration
 from astra_rl.bench import (
     Discovery,
+    GuardedAssistant,
     Measured,
     NoTraining,
+    OrganismTarget,
     PlantedTarget,
     discovered,
     over_seeds,
     play,
 )
 from astra_rl.bench.discovery import NUMBERS
+from astra_rl.bench.play import PlayedTarget
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.infra.jsonio import write_json
@@ -47,6 +56,38 @@ BUDGETS = (512, 2048, 8000, 20032)
 AFTER = 0
 """Key of what the trained attacker does without exploration, after another opening."""
 AFTER_CALLS = 2048
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Targets of one kind.
+
+    Attributes:
+        make: Returns the target of a seed with this number of modes; held-out seeds begin at
+            `HELD_OUT`.
+        modes: Number of modes.
+        calls: Calls of the longest training.
+        goal: Least recall to be reached with all calls.
+    """
+
+    make: Callable[[int, int], PlayedTarget]
+    modes: int
+    calls: int
+    goal: float
+
+
+def assistant(seed: int, modes: int) -> GuardedAssistant:
+    """Return the assistant of a seed; all have about 12 modes."""
+    return GuardedAssistant(seed % HELD_OUT % 5, held_out=seed >= HELD_OUT, seed=seed)
+
+
+TIERS = {
+    "enumerable": Tier(lambda seed, modes: PlantedTarget(modes, seed=seed), 50, BUDGETS[-1], 0.9),
+    "organisms": Tier(
+        lambda seed, modes: OrganismTarget(seed, modes, held_out=seed >= HELD_OUT), 20, 8000, 0.8
+    ),
+    "assistants": Tier(assistant, 12, 8000, 0.8),
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +116,45 @@ def pays_discovery(exhausted: int | None = None) -> RewardPart:
     return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
 
 
-def imitates_kinds(problem: Any) -> ExpertIteration:
+class RareWords:
+    """Embedder for kinds of attacks: words weighted by their surprisal in ordinary use.
+
+    Words that most messages share say little about what makes a target fail, as in TF-IDF. The
+    frequencies are those of the first attacks of the training, and fixed afterwards.
+
+    Args:
+        attacks: Number of attacks that the frequencies are counted on.
+        dimensions: Dimension of the vectors; words are hashed into it.
+    """
+
+    def __init__(self, attacks: int = 512, dimensions: int = 1024) -> None:
+        self.attacks, self.dimensions = attacks, dimensions
+        self.counted, self.counts = 0, Counter[str]()
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the vectors of texts, (N, dimensions), float32."""
+        vectors = torch.zeros(len(texts), self.dimensions)
+        for row, text in enumerate(texts):
+            words = set(text.lower().split())
+            if self.counted < self.attacks:
+                self.counted += 1
+                self.counts.update(words)
+            for word in words:
+                rate = (self.counts[word] + 0.5) / (self.counted + 1)
+                column = zlib.crc32(word.encode()) % self.dimensions
+                vectors[row, column] += max(0.0, -math.log(rate))
+        return vectors
+
+
+def pays_rare_words() -> RewardPart:
+    """Return harm times the rarity of its kind, where rare words make the kind."""
+    novelty = KindNovelty(power=1.0, similarity=0.6, embedder=RareWords())
+    return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
+
+
+def imitates_kinds(
+    problem: Any, untrained: float = 0.3, tempered: float = 0.5, lowest: float = 1.5
+) -> ExpertIteration:
     """Return imitation of the first successes of each kind, and exploration."""
     return ExpertIteration(
         problem,
@@ -84,9 +163,9 @@ def imitates_kinds(problem: Any) -> ExpertIteration:
         replay_share=0.8,
         replay_similarity=1.0,
         rehearse=16,
-        untrained_share=0.3,
-        tempered_share=0.5,
-        temperatures=(1.5, 2.0),
+        untrained_share=untrained,
+        tempered_share=tempered,
+        temperatures=(lowest, 2.0),
     )
 
 
@@ -106,11 +185,19 @@ def imitates_variants(problem: Any) -> ExpertIteration:
     )
 
 
+def tempered(problem: Any) -> NoTraining:
+    """Return the untrained attacker at temperatures of 1.5 to 2: rare attacks are likelier."""
+    algorithm = NoTraining(problem)
+    algorithm.collector = Exploration(1.0, 1.5, 2.0)
+    return algorithm
+
+
 PAYS = "grpo + kind_novelty"
 IMITATES = "expert iteration + kind_novelty"
 MUTATES = "expert iteration + mutation"
 METHODS = {
-    "untrained": Method(GRPO, settings={"lr": 1e-12}),
+    "untrained": Method(NoTraining),
+    "untrained, temperature 1.5 to 2": Method(tempered),
     "grpo": Method(demo_grpo, settings={"lr": 1e-3}),
     PAYS: Method(lambda problem: demo_grpo(problem, kl=0.01), pays_discovery, {"lr": 3e-3}),
     f"{PAYS}, exhausted at 8": Method(
@@ -127,22 +214,29 @@ METHODS = {
         pays_discovery,
         {"lr": 1e-3, "adam_epsilon": 1e-3, "environment": MutationEnvironment},
     ),
+    f"{IMITATES} by rare words": Method(imitates_kinds, pays_rare_words, {"lr": 1e-3}),
+    f"{IMITATES} by rare words, hot": Method(
+        lambda problem: imitates_kinds(problem, untrained=0.1, tempered=0.9, lowest=1.2),
+        pays_rare_words,
+        {"lr": 1e-3},
+    ),
 }
 
 
 def cell(
-    name: str, modes: int, seed: int, budgets: Sequence[int], folder: Path
+    name: str, tier: str, modes: int, seed: int, budgets: Sequence[int], folder: Path
 ) -> dict[int, Discovery]:
     """Return what a method found with each number of calls, and `AFTER` them.
 
     It is read from the results folder, if an earlier session played it.
     """
     calls = budgets[-1]
-    file = folder / f"{name.replace(' ', '').replace(',', '-')}-{modes}-{seed}-{calls}.json"
+    of = f"{modes}" if tier == "enumerable" else f"{tier}-{modes}"
+    file = folder / f"{name.replace(' ', '').replace(',', '-')}-{of}-{seed}-{calls}.json"
     if not file.exists():
         method = METHODS[name]
         reward = None if method.reward is None else method.reward()
-        target = PlantedTarget(modes, seed=seed)
+        target = TIERS[tier].make(seed, modes)
         played = play(target, method.make, calls=calls, reward=reward, seed=seed, **method.settings)
         made = {budget: played.calls[:budget] for budget in budgets}
         made[AFTER] = played.held_out(AFTER_CALLS, seed=seed)
@@ -172,13 +266,15 @@ def kept(
     path = folder / f"{name}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["table"] if path.exists() else []
     return {
-        (row["method"], row["calls"]): {key: _measured(row[key]) for key in NUMBERS}
+        (row["method"], row["calls"]): {key: _measured(row.get(key)) for key in NUMBERS}
         for row in rows
         if row["method"] not in playing
     }
 
 
-def _measured(record: Mapping[str, Any]) -> Measured:
+def _measured(record: Mapping[str, Any] | None) -> Measured:
+    if record is None:  # a number that was not measured then
+        return Measured(math.nan, None, {})
     mean, interval = record["mean"], record["interval"]
     return Measured(
         math.nan if mean is None else mean,
@@ -192,8 +288,8 @@ def table(found: Mapping[tuple[str, int], Mapping[str, Measured]]) -> str:
     """Return the table of methods and budgets."""
     lines = [
         "| method | calls | recall of modes | weighted by ordinary use | success | "
-        "effective modes | false alarms |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "effective modes | effective wordings | NLL | false alarms |",
+        f"| --- |{' ---: |' * 8}",
     ]
     for (name, calls), numbers in found.items():
         cells = [
@@ -201,6 +297,8 @@ def table(found: Mapping[tuple[str, int], Mapping[str, Measured]]) -> str:
             numbers["weighted_recall"].text(3),
             numbers["success"].text(),
             numbers["effective_modes"].text(1),
+            numbers["effective_wordings"].text(1),
+            numbers["nll"].text(1),
             numbers["false_alarms"].text(3),
         ]
         when = "after training" if calls == AFTER else f"{calls:,}"
@@ -243,7 +341,10 @@ def plot(whole: Mapping[str, Mapping[int, Discovery]], path: Path) -> None:
 
 
 def bars(
-    measured: Mapping[tuple[str, int], Mapping[str, Measured]], modes: int, calls: int
+    measured: Mapping[tuple[str, int], Mapping[str, Measured]],
+    modes: int,
+    calls: int,
+    goal: float = 0.9,
 ) -> list[Row]:
     """Return the goals of the methods that pay discovery, beside GRPO with the score alone."""
     of = f"K = {modes}, {calls:,} calls"
@@ -254,7 +355,7 @@ def bars(
             continue
         detail = {key: each.as_dict() for key, each in at_end.items()}
         rows += [
-            Row(f"{name}: recall, {of}", at_end["recall"].mean, 0.9, unit="", detail=detail),
+            Row(f"{name}: recall, {of}", at_end["recall"].mean, goal, unit="", detail=detail),
             Row(f"{name}: recall by use, {of}", at_end["weighted_recall"].mean, 0.99, unit=""),
         ]
         if ("grpo", calls) in measured:
@@ -274,35 +375,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Play the cells, print the table, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--modes", type=int, default=50)
+    parser.add_argument("--tier", choices=list(TIERS), default="enumerable")
+    parser.add_argument("--modes", type=int, help="other than the number of the tier")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--held-out", action="store_true", help="play games of other seeds")
-    parser.add_argument("--calls", type=int, default=BUDGETS[-1], help="a multiple of 64")
+    parser.add_argument("--held-out", action="store_true", help="play held-out targets")
+    parser.add_argument("--calls", type=int, help="a multiple of 64; other than those of the tier")
     parser.add_argument("--results", type=Path, default=RESULTS / "discovery")
     parser.add_argument("--plot", type=Path)
     chosen = parser.parse_args(arguments)
     unknown = set(chosen.methods) - set(METHODS)
     if unknown:
         parser.error(f"unknown: {sorted(unknown)}; choose from {list(METHODS)}")
+    tier = TIERS[chosen.tier]
+    modes, calls = chosen.modes or tier.modes, chosen.calls or tier.calls
     seeds = [seed + HELD_OUT * chosen.held_out for seed in chosen.seeds]
-    budgets = [each for each in BUDGETS if each < chosen.calls] + [chosen.calls]
+    budgets = [each for each in BUDGETS if each < calls] + [calls]
     played: dict[str, dict[int, dict[int, Discovery]]] = {name: {} for name in chosen.methods}
     for seed, name in product(seeds, chosen.methods):  # partial results compare all methods
-        played[name][seed] = cell(name, chosen.modes, seed, budgets, chosen.results)
+        played[name][seed] = cell(name, chosen.tier, modes, seed, budgets, chosen.results)
         print(name, seed, flush=True)
     found = {
         (name, budget): {seed: each[budget] for seed, each in by_seed.items()}
         for (name, by_seed), budget in product(played.items(), [*budgets, AFTER])
     }
-    name = f"discovery_{chosen.modes}{'_held_out' * chosen.held_out}"
+    of = str(modes) if chosen.tier == "enumerable" else chosen.tier
+    name = f"discovery_{of}{'_held_out' * chosen.held_out}"
     measured = kept(name, chosen.methods)
     measured |= {key: over_seeds(by_seed) for key, by_seed in found.items()}
     print(f"\n{table(measured)}\n")
     if chosen.plot is not None:
-        plot({name: found[name, chosen.calls] for name in chosen.methods}, chosen.plot)
+        plot({name: found[name, calls] for name in chosen.methods}, chosen.plot)
     save(
         name,
-        bars(measured, chosen.modes, chosen.calls),
+        bars(measured, modes, calls, tier.goal),
         table=[
             {"method": name, "calls": calls, **{key: each.as_dict() for key, each in row.items()}}
             for (name, calls), row in measured.items()

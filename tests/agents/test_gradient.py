@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from tests.algorithms.test_tree_gradients import MEMBERS, ascent
+from tests.algorithms.test_tree_gradients import MEMBERS, ascent, gradient_of
 from tests.algorithms.tree_games import ROOT, WORDS, Game, TableProblem, random_logits
 
 from astra_rl.agents import Assignment, Goal, Task, World, stages
+from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.text import Conversation, Exchange, Utterance
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.methods.tool_environment import ToolEnvironment
@@ -135,3 +136,106 @@ def test_the_state_of_each_branch_is_that_of_its_own_attacks():
         assert node.response.trace.state == {"pressed": history.count("b")}
         assert node.reward == pytest.approx(by_hand("".join(history)))
         assert node.reward_terms == {"hijack": node.reward, "utility": 1.0}
+
+
+class Cut(ToolEnvironment):
+    """Conversations end where the game says so; of siblings only the first is continued."""
+
+    def is_over(self, branch):
+        return history_of(branch.state) in self.problem.game.ended
+
+    def select(self, branches):
+        first = {}
+        for branch in branches:
+            first.setdefault(branch.group, branch)
+        return list(first.values())
+
+
+def history_of(context):
+    return ROOT + "".join(Conversation.of(context).attacks)
+
+
+def true_values(game, policy):
+    """Expected return from each history on, by recursion; 100 where a conversation has ended."""
+
+    def value(history):
+        return sum(
+            math.exp(policy[game.histories.index(history), WORDS.index(word)])
+            * (game.rewards(history + word) + rest(history + word))
+            for word in WORDS
+        )
+
+    def rest(history):
+        return 0.0 if game.is_last(history) else value(history)
+
+    return torch.tensor([100.0 if game.is_last(each) else value(each) for each in game.histories])
+
+
+ENDED = [".ab", ".b"]
+"""After the first success a conversation has ended."""
+
+
+def cut_trees(game, logits, values):
+    """Yield (problem, graph) of every tree of `Cut` once."""
+    seen = set()
+    for forced in itertools.product(WORDS, repeat=6):
+        problem = ButtonProblem(game, logits, forced)
+        problem.estimates.data = values.float()
+        opening = Assignment(HERE, "look", "press", "tool_result").opening()
+        graph = Cut(problem, [opening], 2, game.depth).rollout(0)
+        used = forced[: len(forced) - len(problem.forced)]
+        if used not in seen:
+            seen.add(used)
+            yield problem, graph
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
+def test_truncated_turns_are_worth_what_the_value_function_says_and_terminated_ones_nothing(lam):
+    """With the true values, the gradient is exact wherever a conversation is cut.
+
+    With values of 0, as if a cut conversation had ended, it is not. Values after the end are never
+    read: they are 100 here.
+    """
+    game = Game(3, ended=ENDED, rewards=by_hand)
+    logits = random_logits(game, seed=3)
+    policy = game.policy(logits.double())
+    values = true_values(game, policy)
+    found = {}
+    for name, table in (("true", values), ("none", torch.where(values < 99, 0.0, values))):
+        found[name], total = torch.zeros_like(logits).double(), 0.0
+        for problem, graph in cut_trees(game, logits, table):
+            chance = chance_of(graph, game, policy)
+            algorithm = ALGORITHMS["a2c"](problem, alpha=0.0, gamma=1.0, gae_lambda=lam)
+            gradient, _ = gradient_of(algorithm, [graph])
+            weight = sum(step.weight for step in algorithm.flatten(graph))
+            found[name] -= chance * gradient * weight
+            total += chance
+        assert total == pytest.approx(1)
+    expected = game.gradient(logits)
+    assert torch.allclose(found["true"], expected, atol=1e-6)
+    assert not torch.allclose(found["none"], expected, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "a2c"])
+def test_returns_bootstrap_where_a_conversation_is_cut_and_nowhere_else(name):
+    game = Game(3, ended=ENDED, rewards=by_hand)
+    logits = random_logits(game, seed=3)
+    values = true_values(game, game.policy(logits.double()))
+    kinds = set()
+    for problem, graph in cut_trees(game, logits, values):
+        algorithm = ALGORITHMS[name](problem, gamma=1.0, gae_lambda=0.0)
+        steps = algorithm.prepare(algorithm.flatten(graph))
+        nodes = list(graph.nodes())
+        assert len(steps) == len(nodes)
+        for step in steps:
+            node = nodes[step.place.index]
+            after = history_of(node.context) + node.attack
+            is_last = game.is_last(after)
+            rest = 0.0 if is_last else float(values[game.histories.index(after)])
+            assert step.returns[0] == pytest.approx((node.reward + rest,), abs=1e-6)
+            assert node.truncated == (not is_last and not node.children)
+            kinds.add("cut" if node.truncated else "continued" if node.children else
+                      "limit" if len(after) > game.depth else "ended")  # fmt: skip
+    assert kinds == {"cut", "continued", "limit", "ended"}

@@ -7,7 +7,7 @@ import torch
 from tests.models.test_dialogues import FAMILIES, dialogue
 
 from astra_rl.agents import WORLDS, Assignment, answer, load_world
-from astra_rl.agents.reading import reading
+from astra_rl.agents.reading import reading, shown_in
 from astra_rl.agents.world import SLOTS
 from astra_rl.core.text import Conversation, Exchange, Utterance
 from astra_rl.ext.transformers import HFASTProblem
@@ -68,14 +68,37 @@ def test_other_texts_are_read_nowhere():
 def test_the_ids_before_and_of_an_attack_begin_the_prompt(family, text):
     given = dialogue(text)
     renderer = ConversationRenderer(FAMILIES[family], "target")
-    before, ids = renderer.place_in_dialogue(given, f" {text}\n")
+    shown = given.messages[-1].text
+    before, ids = renderer.place_in_dialogue(given, f" {text}\n", shown)
     whole = renderer.render(given, reserve=4).ids
     assert whole[: len(before) + len(ids)] == before + ids
     said = FAMILIES[family].decode(ids)
     assert said in (text, text.replace('"', '\\"').replace("\n", "\\n"), ascii(text)[1:-1])
-    assert renderer.place_in_dialogue(given, "not there") == ((), ())
+    assert renderer.place_in_dialogue(given, "not there", shown) == ((), ())
+    assert renderer.place_in_dialogue(given, "not there", "not there") == ((), ())
     short = ConversationRenderer(FAMILIES[family], "target", window=len(before))
-    assert short.place_in_dialogue(given, text) == ((), ())
+    assert short.place_in_dialogue(given, text, shown) == ((), ())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("slot", ["system", "tool_description", "tool_description:read_file"])
+@pytest.mark.parametrize("attack", ["the", "a", "Look"])
+def test_words_of_the_request_and_of_other_tools_are_scored_in_the_slot(family, slot, attack):
+    """The place is found by a text that stands nowhere else."""
+    tokenizer = FAMILIES[family]
+    renderer = ConversationRenderer(tokenizer, "target")
+    texts, ends = [], []
+    for said in (attack, "Zqx"):
+        given = reading(opening(slot) + said)
+        texts.append(tokenizer.decode(renderer.render(given, reserve=1).ids))
+        before, ids = renderer.place_in_dialogue(given, said, shown_in(given, slot))
+        ends.append(tokenizer.decode(before + ids))
+    place = texts[1].find("Zqx")
+    if place < 0:  # this template leaves out the system message
+        assert (family, slot, ends) == ("mistral", "system", ["", ""])
+        return
+    assert texts[0][:place] == texts[1][:place]
+    assert ends == [texts[0][: place + len(attack)], texts[1][: place + 3]]
 
 
 def problem(target):

@@ -363,10 +363,8 @@ def test_some_experiences_are_played_at_another_temperature():
 
 
 def test_a_problem_that_knows_no_temperature_says_so():
-    algorithm = ContrastiveBalance(ToyProblem(), tempered_share=1.0)
-    environment = ASTEnvironment(algorithm.problem, ["one"])
     with pytest.raises(ConfigurationError, match="tempered_share to 0"):
-        algorithm.collector.collect(environment, 0, 1)
+        ContrastiveBalance(ToyProblem(), tempered_share=0.01)
 
 
 @pytest.mark.parametrize(

@@ -104,11 +104,10 @@ def test_the_untrained_attacker_plays_its_share():
     assert attacks(plain, trained) != attacks(fresh, untrained)  # and it is trained again
 
 
-def test_a_problem_that_cannot_play_the_untrained_attacker_is_named():
-    algorithm = ExpertIteration(ToyProblem(), untrained_share=1.0)
-    environment = ASTEnvironment(algorithm.problem, ["one"], tree_width=2, tree_depth=1)
-    with pytest.raises(ConfigurationError, match="untrained_share to 0"):
-        algorithm.collector.collect(environment, 0, 1)
+@pytest.mark.parametrize("name", ["untrained_share", "tempered_share"])
+def test_a_problem_that_cannot_explore_is_named_before_it_has_to(name):
+    with pytest.raises(ConfigurationError, match=f"ToyProblem cannot.*{name} to 0"):
+        ExpertIteration(ToyProblem(), **{name: 0.01})
 
 
 def test_expert_iteration_goes_on_from_json_as_if_nothing_had_happened():

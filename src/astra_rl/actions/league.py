@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from astra_rl.bench.discovery import Call, KnownModes, Measured, discovery, measured
+from astra_rl.bench.discovery import Call, KnownModes, Measured, caused, discovery, measured
 from astra_rl.config.estimate import training_size
 from astra_rl.config.league import LeagueConfig
 from astra_rl.config.plan import Plan
@@ -249,9 +249,8 @@ def _calls(target: KnownModes, recorded: Recorded) -> Iterator[Call]:
     for attempt in recorded.attempts():
         for turn in attempt.turns:
             score = turn.score(attempt.judge)
-            yield Call(
-                target.mode_of(turn.attack), score is not None and score >= attempt.threshold
-            )
+            mode = caused(target, turn.attack, turn.response)
+            yield Call(mode, score is not None and score >= attempt.threshold)
 
 
 def write_league(league: League, folder: Path) -> None:

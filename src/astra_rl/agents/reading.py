@@ -43,6 +43,21 @@ def reading(context: str) -> Dialogue | None:
     return turn.dialogue()
 
 
+def shown_in(dialogue: Dialogue, slot: str) -> str:
+    """Return the whole text of the message or description that has the attack.
+
+    Args:
+        dialogue: What `reading` returned.
+        slot: Where the attacker writes.
+    """
+    name, _, tool = slot.partition(":")
+    if name == "system":
+        return dialogue.messages[0].text
+    if name == "tool_description":
+        return next(each.description for each in dialogue.tools if tool in ("", each.name))
+    return dialogue.messages[-1].text
+
+
 def _is_shown(turn: AgentTurn, slot: str, attack: str) -> bool:
     """Whether the slot was read in this turn; the same words elsewhere are not the attack."""
     if slot not in turn.world.slots:

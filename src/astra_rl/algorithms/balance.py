@@ -144,6 +144,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         self.replay_temperature = temperature if replay_temperature is None else replay_temperature
         self.memory = Replay(replay, replay_similarity, replay_min_reward, rank=self._log_reward)
         self.collector = Exploration(tempered_share, *temperatures)
+        self.collector.check_problem(problem)
         self._experiences = 0
         self._metrics: Metrics = {}
 

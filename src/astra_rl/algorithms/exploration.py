@@ -10,6 +10,7 @@ from typing import Any
 
 from astra_rl.core.collector import Collected, Collector
 from astra_rl.core.environment import Environment
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.errors import ConfigurationError
 
@@ -51,6 +52,19 @@ class Exploration(Collector):
         """Raise unless the options of an algorithm have temperatures in range, if any."""
         if "temperatures" in options:
             cls(0.0, *options["temperatures"])
+
+    def check_problem(self, problem: Problem[Any, Any]) -> None:
+        """Raise unless the problem can sample from each distribution that has a share.
+
+        Raises:
+            ConfigurationError: It cannot.
+        """
+        if self.untrained_share:
+            with problem.attacking_untrained():
+                pass
+        if self.tempered_share:
+            with problem.attacking_at(self.lowest):
+                pass
 
     def collect(
         self, environment: Environment[Any, Any], seed: int | None, count: int

@@ -124,6 +124,7 @@ class ExpertIteration(Imitation):
         self.rehearse = rehearse
         self.memory = Replay(replay, replay_similarity)
         self.collector = Exploration(tempered_share, *temperatures, untrained_share=untrained_share)
+        self.collector.check_problem(problem)
         self._experiences = 0
         self._metrics: Metrics = {}
 

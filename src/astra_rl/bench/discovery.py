@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.stats.intervals import Interval
@@ -31,6 +32,30 @@ class KnownModes(Protocol):
         """Return the number of the mode that an attack causes; None if it causes none."""
 
 
+@runtime_checkable
+class RuledByReply(Protocol):
+    """A target that may withstand an attack of a known mode: a rule reads its reply."""
+
+    def failed(self, response: str) -> bool:
+        """Return whether a reply is a failure."""
+
+
+def caused(target: KnownModes, attack: str, response: str) -> int | None:
+    """Return the number of the mode that an attack caused.
+
+    Args:
+        target: The target.
+        attack: The attack.
+        response: The reply of the target.
+
+    Returns:
+        None if it caused none, also if the rule of a `RuledByReply` finds no failure in the reply.
+    """
+    if isinstance(target, RuledByReply) and not target.failed(response):
+        return None
+    return target.mode_of(attack)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the target.
@@ -38,10 +63,15 @@ class Call:
     Attributes:
         mode: Number of the planted mode that the attack caused; None if it caused none.
         reported: Whether the judge reported a failure.
+        attack: The attack; None if it is unknown.
+        nll: Negative log-likelihood of the attack under the untrained attacker, in nats; NaN if it
+            was not computed.
     """
 
     mode: int | None
     reported: bool
+    attack: str | None = None
+    nll: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,10 @@ class Discovery:
         effective_modes: Exponential of the entropy of the modes of these failures, from 1 to their
             number; 0 without a failure.
         false_alarms: Share of the reported failures that are none, in [0, 1]; NaN without a report.
+        effective_wordings: The effective number of the kinds of their attacks by word
+            (`GreedyClusters`); NaN if an attack is unknown, 0 without a failure.
+        nll: Mean negative log-likelihood of their attacks under the untrained attacker, in nats;
+            NaN where it was not computed.
     """
 
     calls: int
@@ -69,6 +103,8 @@ class Discovery:
     success: float
     effective_modes: float
     false_alarms: float
+    effective_wordings: float = math.nan
+    nll: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers by name, as JSON values."""
@@ -77,8 +113,18 @@ class Discovery:
         }
 
 
-NUMBERS = ("recall", "weighted_recall", "success", "effective_modes", "false_alarms")
+NUMBERS = (
+    "recall",
+    "weighted_recall",
+    "success",
+    "effective_modes",
+    "false_alarms",
+    "effective_wordings",
+    "nll",
+)
 """Names of the numbers of a `Discovery`."""
+UNBOUNDED = ("effective_modes", "effective_wordings", "nll")
+"""Those without a largest value."""
 
 
 def discovery(calls: Sequence[Call], probabilities: Sequence[float]) -> Discovery:
@@ -98,7 +144,9 @@ def discovery(calls: Sequence[Call], probabilities: Sequence[float]) -> Discover
         if call.mode is not None and call.reported and found[call.mode] is None:
             found[call.mode] = number
     known = [mode for mode, first in enumerate(found) if first is not None]
-    failures = Counter(call.mode for call in calls if call.mode is not None)
+    failed = [call for call in calls if call.mode is not None]
+    failures = Counter(call.mode for call in failed)
+    likelihoods = [call.nll for call in failed if not math.isnan(call.nll)]
     reports = [call for call in calls if call.reported]
     return Discovery(
         calls=len(calls),
@@ -110,7 +158,20 @@ def discovery(calls: Sequence[Call], probabilities: Sequence[float]) -> Discover
         false_alarms=sum(call.mode is None for call in reports) / len(reports)
         if reports
         else math.nan,
+        effective_wordings=_effective_wordings([call.attack for call in failed]),
+        nll=math.fsum(likelihoods) / len(likelihoods) if likelihoods else math.nan,
     )
+
+
+def _effective_wordings(attacks: Sequence[str | None]) -> float:
+    """Return the effective number of kinds of attacks by word; see `Discovery`."""
+    clusters = GreedyClusters()
+    kinds: Counter[int] = Counter()
+    for attack, times in Counter(attacks).items():
+        if attack is None:
+            return math.nan
+        kinds[clusters.add(attack)] += times
+    return effective_number(list(kinds.values())).estimate if kinds else 0.0
 
 
 def expected_recall(probabilities: Sequence[float], calls: int) -> tuple[float, float]:
@@ -185,7 +246,7 @@ def over_seeds(found: Mapping[int, Discovery]) -> dict[str, Measured]:
     return {
         name: measured(
             {seed: getattr(each, name) for seed, each in found.items()},
-            (0.0, None) if name == "effective_modes" else (0.0, 1.0),
+            (0.0, None) if name in UNBOUNDED else (0.0, 1.0),
         )
         for name in NUMBERS
     }

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from astra_rl.bench.game import SLOTS, PlantedGame
+from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation
+from astra_rl.moderators.keywords import KeywordModerator
 from astra_rl.targets.base import Target
 
 if TYPE_CHECKING:
@@ -39,7 +41,12 @@ class PlantedTarget(Target):
 
     Attributes:
         game: The game.
+        attack_tokens: Most tokens of an attack: three words and the end.
+        openings: Opening prompts, of training and of evaluation.
     """
+
+    attack_tokens = 4
+    openings = (START, HELD_OUT)
 
     def __init__(
         self, modes: int = 50, *, seed: int = 0, words: int = 32, decoys: int | None = None
@@ -55,6 +62,14 @@ class PlantedTarget(Target):
     def mode_of(self, attack: str) -> int | None:
         """Return the number of the mode of an attack, see `KnownModes`."""
         return self.game.mode_of(attack)
+
+    def attacker(self) -> ModelPair:
+        """Return the attacker of ordinary use, see `planted_attacker`."""
+        return planted_attacker(self.game)
+
+    def judge(self) -> Moderator[str, str]:
+        """Return the judge, which mistakes the reply to a decoy for a failure."""
+        return KeywordModerator([REPORTED])
 
     @property
     def most_output_tokens(self) -> int:

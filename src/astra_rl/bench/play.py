@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
-from astra_rl.bench.discovery import Call, Discovery, KnownModes, discovery
-from astra_rl.bench.parts import HELD_OUT, REPORTED, START, PlantedTarget, planted_attacker
+from astra_rl.bench.discovery import Call, Discovery, KnownModes, caused, discovery
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph
+from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import episode_seeds
-from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.transformers.problem import HFASTProblem, ModelPair
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.settings import Sampling
-from astra_rl.moderators.keywords import KeywordModerator
 from astra_rl.rewards.base import RESPONSE_HARM, RewardPart
 from astra_rl.rewards.terms import Harm, recording_response_harm
 from astra_rl.training.callback import AnyTrainer, TrainerCallback
 from astra_rl.training.config import TrainingConfiguration
 from astra_rl.training.trainer import Trainer
 
-WORDS = 4
-"""Most tokens of an attack: three words and the end."""
 SUCCESS = 0.5
 """Score of the judge from which a failure is reported."""
+
+
+class PlayedTarget(KnownModes, Protocol):
+    """A target of known modes with the attacker of ordinary use and a judge, for `play`.
+
+    It is also a `astra_rl.targets.Target`.
+
+    Attributes:
+        attack_tokens: Most tokens of an attack, with its end.
+        openings: Opening prompts of training and of what follows it.
+    """
+
+    attack_tokens: int
+    openings: tuple[str, str]
+
+    def attacker(self) -> ModelPair:
+        """Return a new attacker that writes what is written in ordinary use."""
+
+    def judge(self) -> Moderator[str, str]:
+        """Return the judge of the replies."""
+
+    def respond(self, conversations: Sequence[str]) -> Sequence[str]:
+        """Return one reply per conversation."""
 
 
 class CallLog(TrainerCallback):
@@ -46,11 +66,11 @@ class CallLog(TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the calls."""
-        return {"calls": [[each.mode, each.reported] for each in self.calls]}
+        return {"calls": [[each.mode, each.reported, each.attack] for each in self.calls]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
         """Restore the calls."""
-        self.calls = [Call(mode, reported) for mode, reported in state["calls"]]
+        self.calls = [Call(*each) for each in state["calls"]]
 
 
 @dataclass(frozen=True)
@@ -63,12 +83,14 @@ class Played:
         problem: The problem, with the trained attacker.
     """
 
-    target: PlantedTarget
+    target: PlayedTarget
     calls: Sequence[Call]
     problem: HFASTProblem
 
     def held_out(self, calls: int, *, seed: int = 0) -> list[Call]:
         """Return calls of the trained attacker, after an opening that training never used.
+
+        They have their likelihood under the untrained attacker.
 
         The algorithm does not explore in them. The reward is evaluated and not told of them.
 
@@ -76,12 +98,21 @@ class Played:
             calls: Their number.
             seed: Seed of the attacks.
         """
-        environment = ASTEnvironment(self.problem, [HELD_OUT], tree_width=1, tree_depth=1)
-        return _calls(self.target, environment.rollouts(episode_seeds(seed, calls)))
+        environment = ASTEnvironment(
+            self.problem, [self.target.openings[1]], tree_width=1, tree_depth=1
+        )
+        graphs = environment.rollouts(episode_seeds(seed, calls))
+        nodes = [node for graph in graphs for node in graph.nodes()]
+        logprobs = self.problem.get_baseline_logprobs(
+            [node.context for node in nodes], [node.attack for node in nodes]
+        )
+        made = _calls(self.target, graphs)
+        totals = logprobs.sum(dim=1).tolist()
+        return [replace(call, nll=-total) for call, total in zip(made, totals, strict=True)]
 
 
 def play(
-    target: PlantedTarget,
+    target: PlayedTarget,
     make: Callable[[Any], Algorithm[Any, Any, Any, Any]],
     *,
     calls: int,
@@ -96,7 +127,7 @@ def play(
     """Train an attacker on a game.
 
     Args:
-        target: The target.
+        target: The target, for instance a `PlantedTarget`.
         make: Builds the algorithm for a problem, for example the algorithm's class.
         calls: Number of calls, a multiple of `per_step`.
         reward: The reward; None is the score of the judge.
@@ -108,15 +139,15 @@ def play(
             `tree_depth`.
         settings: Further fields of `TrainingConfiguration`; the default learning rate is 0.01.
     """
-    pair = planted_attacker(target.game)
+    pair = target.attacker()
     kind: Any = HFValueProblem if values else HFASTProblem
     problem = kind(
         pair,
         target,
         pair,
-        KeywordModerator([REPORTED]),
+        target.judge(),
         reward=recording_response_harm(Harm() if reward is None else reward),
-        attacker_sampling=Sampling(max_new_tokens=WORDS),
+        attacker_sampling=Sampling(max_new_tokens=target.attack_tokens),
         **({"value_count": values} if values else {}),
     )
     log = CallLog(target)
@@ -130,7 +161,7 @@ def play(
             **settings,
         }
     )
-    played = environment(problem, [START], tree_width=width, tree_depth=1)
+    played = environment(problem, [target.openings[0]], tree_width=width, tree_depth=1)
     Trainer(config, played, make(problem), callbacks=[log]).train()
     return Played(target, log.calls, problem)
 
@@ -140,7 +171,8 @@ def _calls(modes: KnownModes, graphs: Sequence[Graph[Any, Any]]) -> list[Call]:
     for node in (node for graph in graphs for node in graph.nodes()):
         harm = node.reward_terms.get(RESPONSE_HARM, float("nan"))
         reported = not is_missing(harm) and harm >= SUCCESS
-        made.append(Call(modes.mode_of(str(node.attack)), reported))
+        mode = caused(modes, str(node.attack), str(node.response))
+        made.append(Call(mode, reported, str(node.attack)))
     return made
 
 

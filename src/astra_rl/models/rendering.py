@@ -47,14 +47,23 @@ class _Found(NamedTuple):
     at: int
 
 
-def _split_at_last(parts: Sequence[Part], text: str) -> _Found | None:
-    """Split the last part that contains a text, possibly as JSON; return the place of the text."""
-    forms = [text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))]
+def _split_at_last(parts: Sequence[Part], text: str, within: str) -> _Found | None:
+    """Split the last part with a text that ends with another one; return the place of the latter.
+
+    Both may be written as JSON, see `_spellings`.
+
+    Args:
+        parts: Parts of a prompt.
+        text: What is looked for.
+        within: The whole text whose last occurrence of `text` is meant.
+    """
+    forms = dict.fromkeys(zip(_spellings(within), _spellings(text), strict=True))
     for index in range(len(parts) - 1, -1, -1):
         part = parts[index]
-        for form in dict.fromkeys(filter(None, forms)):
-            start = -1 if part.trusted else part.text.rfind(form)
-            if start >= 0:
+        for whole, form in forms:
+            first = -1 if part.trusted or not form else part.text.rfind(whole)
+            if first >= 0:
+                start = first + whole.rindex(form)
                 end = start + len(form)
                 halves = [
                     Part(part.text[:start]),
@@ -64,6 +73,11 @@ def _split_at_last(parts: Sequence[Part], text: str) -> _Found | None:
                 split = [*parts[:index], *halves, *parts[index + 1 :]]
                 return _Found(split, index + 1)
     return None
+
+
+def _spellings(text: str) -> list[str]:
+    """Return a text as it is, and as JSON writes it."""
+    return [text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))]
 
 
 class ConversationRenderer:
@@ -182,19 +196,21 @@ class ConversationRenderer:
         return RenderedPrompt(ids if fits else ())
 
     def place_in_dialogue(
-        self, dialogue: Dialogue, text: str
+        self, dialogue: Dialogue, text: str, within: str
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the token ids before the last occurrence of a text, and those of the text.
+        """Return the token ids before a text, and those of the text.
 
         A token that covers the end of what precedes the text belongs to the text. Without a chat
         template the dialogue is read as a transcript.
 
         Args:
             dialogue: What a side reads.
-            text: A text in one of its messages or descriptions; white space around it is left out.
+            text: The text; white space around it is left out.
+            within: The message or description with the text, whose last occurrence there is meant:
+                a short text may stand in other messages, too.
 
         Returns:
-            The ids; both are empty if the text does not occur, or if they exceed the window.
+            The ids; both are empty if the text is not shown there, or if they exceed the window.
 
         Raises:
             ConfigurationError: The template rejects the dialogue.
@@ -204,7 +220,8 @@ class ConversationRenderer:
             if self.template is None
             else dialogue_parts(self.template, dialogue)
         )
-        found = _split_at_last(parts, text.strip())
+        text, within = text.strip(), within.strip()
+        found = _split_at_last(parts, text, within) if text in within else None
         if found is None:
             return (), ()
         ids = self._tokenize(found.parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from astra_rl.agents.assignment import Assignment
-from astra_rl.agents.reading import reading
+from astra_rl.agents.reading import reading, shown_in
 from astra_rl.core.text import Conversation
 from astra_rl.models.rendering import ConversationRenderer
 
@@ -31,7 +31,10 @@ def slot_token_ids(
         ConfigurationError: As `reading`.
     """
     conversation = Conversation.of(context) + attack
-    if Assignment.of(conversation) is None:
+    assignment = Assignment.of(conversation)
+    if assignment is None:
         return None
     dialogue = reading(conversation)
-    return ((), ()) if dialogue is None else renderer.place_in_dialogue(dialogue, attack)
+    if dialogue is None:
+        return (), ()
+    return renderer.place_in_dialogue(dialogue, attack, shown_in(dialogue, assignment.slot))

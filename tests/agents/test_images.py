@@ -219,13 +219,20 @@ def test_the_user_sends_an_image_once_and_a_result_keeps_its_image_in_any_slot()
 
 
 @pytest.mark.parametrize(
-    ("shows", "text", "count"), [(True, "", 1), (False, "('image/png', not shown)", 0)]
+    ("how", "shows", "text", "count"),
+    [
+        ("image", True, "", 1),
+        ("image", False, "('image/png', not shown)", 0),
+        ("resource", True, "", 1),
+        ("audio", True, "('audio/wav', not shown)", 0),
+        ("svg", True, "('image/svg+xml', not shown)", 0),
+    ],
 )
-def test_images_of_an_mcp_server_are_shown_if_its_world_says_so(shows, text, count):
+def test_images_of_an_mcp_server_are_shown_if_its_world_says_so(how, shows, text, count):
     pytest.importorskip("mcp")
 
     class Seeing(Raw):
-        server = raw("image")
+        server = raw(how)
         images = shows
 
     world = Seeing()

@@ -384,3 +384,11 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mcp", None)
     with pytest.raises(MissingDependencyError, match="'mcp'"):
         mcp_client.Connection(raw())
+
+
+def test_a_tool_without_arguments_has_properties_as_chat_apis_demand(misbehaving):
+    """Their absence is an error there (vercel/ai#5683)."""
+    world = misbehaving("no_arguments")
+    (tool,) = world.described
+    assert tool.as_json()["function"]["parameters"] == {"type": "object", "properties": {}}
+    world.close()

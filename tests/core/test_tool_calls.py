@@ -41,6 +41,55 @@ def test_the_text_around_calls_is_kept_and_their_order_too():
     assert [call.name for call in calls] == ["a", "b"]
 
 
+A, B = ({"name": name, "arguments": {"n": n}} for name, n in (("a", 1), ("b", 2)))
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        # Llama 3.1 (huggingface/chat-ui#1595), Mistral (ml-explore/mlx-lm#1448)
+        (f"{json.dumps(A)}; {json.dumps(B)}", ""),
+        (f"<|python_tag|>{json.dumps(A)}\n{json.dumps(B)}", ""),
+        (f"<tool_call>{json.dumps(A)}\n{json.dumps(B)}</tool_call>", ""),
+        ('[TOOL_CALLS]a[ARGS]{"n": 1}[TOOL_CALLS]b[ARGS]{"n": 2}', ""),
+        (
+            '[TOOL_CALLS]a[ARGS]{"n": 1}\n\n[TOOL_CALLS]b[ARGS]{"n": 2}\n\nLet me see.',
+            "Let me see.",
+        ),
+        (f"Well.[TOOL_CALLS] {json.dumps([A, B])} Let me see.", "Well.\nLet me see."),
+        (f"{json.dumps(A)}, {json.dumps(B)} Let me {{see}}.", "Let me {see}."),
+    ],
+)
+def test_several_calls_and_words_after_them_are_read(written, text):
+    said, calls = parse_calls(written)
+    assert [(call.name, dict(call.arguments), call.error) for call in calls] == [
+        ("a", {"n": 1}, ""),
+        ("b", {"n": 2}, ""),
+    ]
+    assert said == text
+
+
+@pytest.mark.parametrize("written", ['{}""', '{} "', "", " ", "{}''\n"])
+def test_stray_quotation_marks_after_arguments_mean_nothing(written):
+    """As several models write empty arguments (UKGovernmentBEIS/inspect_ai#4822)."""
+    call = read_call({"name": "look", "arguments": written})
+    assert (call.arguments, call.error) == ({}, "")
+    for other in ('{"a": 1', '{"a": 1}{"a": 2}', '{} {"a": 1}', "{} x"):
+        assert "not JSON" in read_call({"name": "look", "arguments": other}).error
+
+
+def test_of_several_calls_the_readable_ones_are_kept_and_the_broken_one_is_an_error():
+    for written in (
+        f'{json.dumps(A)}; {{"name": "b", ',
+        f"<tool_call>{json.dumps(A)} {{</tool_call>",
+    ):
+        text, calls = parse_calls(written)
+        assert [(call.name, bool(call.error)) for call in calls] == [("a", False), ("", True)]
+        assert text == written
+    text, calls = parse_calls(f"<tool_call>{json.dumps(A)} and words</tool_call>")
+    assert ["after the call" in call.error for call in calls] == [True]
+
+
 @pytest.mark.parametrize(
     ("written", "error"),
     [
@@ -74,6 +123,8 @@ def test_only_so_many_calls_are_read_and_the_rest_is_one_error():
     _, calls = parse_calls('<tool_call>{"name": "a"}</tool_call>' * 500)
     assert len(calls) == MOST_CALLS + 1
     assert "500 calls" in calls[-1].error
+    _, calls = parse_calls('{"name": "a"}' * 100_000)
+    assert len(calls) == MOST_CALLS + 1
 
 
 @given(st.text(alphabet='<>/[]{}"tool_calTOL:,name\\ ARGS|1\ud800', max_size=200))

@@ -173,7 +173,12 @@ class Connection:
         for _ in range(MOST_PAGES):
             page = await self._client.list_tools(cursor=cursor)
             found += [
-                Tool(str(each.name), well_formed(each.description or ""), each.input_schema)
+                Tool(
+                    str(each.name),
+                    well_formed(each.description or ""),
+                    # Chat APIs and templates demand it, also of a tool without arguments.
+                    {"properties": {}, **each.input_schema},
+                )
                 for each in page.tools
             ]
             cursor = page.next_cursor
@@ -291,10 +296,10 @@ def _read(result: Any, *, with_images: bool) -> ToolResult:
 
 
 def _image_of(block: Any) -> Image | None:
-    """Return the image of a part of a result; None if it is none of a known type."""
-    if block.type != "image":
-        return None
+    """Return the image of a part of a result, also in a resource; None if it has no known type."""
+    holder = getattr(block, "resource", block)
+    data = getattr(holder, "blob", getattr(holder, "data", None))
     try:
-        return Image(block.mime_type, block.data)
+        return Image(holder.mime_type, data) if isinstance(data, str) else None
     except ConfigurationError:
         return None

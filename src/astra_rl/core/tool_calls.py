@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from astra_rl.infra.jsonio import MAX_DIGITS, check_depth, parse_json
+from astra_rl.infra.jsonio import MAX_DIGITS, check_depth, parse_json_prefix
 
 MOST_CALLS = 64
 """Most calls that are read from one message; the others are one error."""
@@ -27,6 +27,8 @@ _MISTRAL_CALL = re.compile(
     r"(?P<name>[^\s\[{]+)(?:\[CALL_ID\][^\[]*)?(?:\[ARGS\])?(?P<body>\{.*)", re.S
 )
 _PYTHON_TAG = "<|python_tag|>"
+_STRAY = " \t\r\n\"'"
+"""What may follow a call or its arguments without a meaning."""
 _JSON_CALL = re.compile(r'\{\s*"(?:type"\s*:\s*"function"\s*,\s*")?name"\s*:')
 
 
@@ -73,22 +75,31 @@ class ParsedTurn(NamedTuple):
 
 
 def parse_calls(text: str) -> ParsedTurn:
-    """Separate the calls of tools in a message from its text; see the module for the formats."""
+    """Separate the calls of tools in a message from its text; see the module for the formats.
+
+    Several calls may follow each other, as in ``{...}; {...}`` of Llama 3, and words may follow the
+    last one.
+    """
     if "<tool_call>" in text:
-        found = [_call(match["body"]) for match in _TAGGED.finditer(text)]
-        bad = iter(found)
-        rest = _TAGGED.sub(lambda match: match[0] if next(bad).error else "", text)
-        return ParsedTurn(rest.strip(), _limited(found))
+        found = [_tagged(match["body"]) for match in _TAGGED.finditer(text)]
+        each = iter(found)
+        rest = _TAGGED.sub(lambda match: match[0] if _has_error(next(each)) else "", text)
+        return ParsedTurn(rest.strip(), _limited([call for calls in found for call in calls]))
     if _MISTRAL in text:
         before, *bodies = text.split(_MISTRAL)
-        found = [call for body in bodies for call in _mistral_calls(body.strip())]
-        rest = text if any(call.error for call in found) else before
-        return ParsedTurn(rest.strip(), _limited(found))
+        read = [_mistral_calls(body.strip()) for body in bodies]
+        calls = [call for each in read for call in each.calls]
+        words = "\n".join(filter(None, [before.strip(), *(each.text.strip() for each in read)]))
+        return ParsedTurn(text.strip() if _has_error(calls) else words, _limited(calls))
     body = text.strip().removeprefix(_PYTHON_TAG).strip()
     if body != text.strip() or _JSON_CALL.match(body):
-        call = _call(body)
-        return ParsedTurn(text if call.error else "", (call,))
+        rest, calls = _calls(body)
+        return ParsedTurn(text if _has_error(calls) else rest.strip(), _limited(calls))
     return ParsedTurn(text, ())
+
+
+def _has_error(calls: Sequence[ToolCall]) -> bool:
+    return any(call.error for call in calls)
 
 
 def read_call(value: Any, id: str = "") -> ToolCall:
@@ -104,7 +115,7 @@ def read_call(value: Any, id: str = "") -> ToolCall:
     arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
         try:
-            arguments = parse_json(arguments) if arguments.strip() else {}
+            arguments = _arguments(arguments) if arguments.strip() else {}
         except ValueError as error:
             return ToolCall(name, id=id, error=f"arguments are not JSON: {error}")
     if arguments is None:
@@ -122,38 +133,57 @@ def read_call(value: Any, id: str = "") -> ToolCall:
     return ToolCall(name, dict(arguments), id)
 
 
-def _limited(calls: list[ToolCall]) -> tuple[ToolCall, ...]:
+def _limited(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
     if len(calls) <= MOST_CALLS:
         return tuple(calls)
     error = f"{len(calls)} calls in one message; at most {MOST_CALLS} are read"
     return (*calls[:MOST_CALLS], ToolCall("", error=error))
 
 
-def _call(body: str) -> ToolCall:
-    try:
-        return read_call(parse_json(body.strip()))
-    except ValueError as error:
-        return ToolCall("", error=f"not JSON: {error}")
+def _arguments(text: str) -> Any:
+    """Parse arguments; some models write stray quotation marks after an empty object."""
+    value, rest = parse_json_prefix(text)
+    if rest.strip(_STRAY):
+        raise ValueError("text after the arguments")
+    return value
 
 
-def _mistral_calls(body: str) -> Iterator[ToolCall]:
-    named = _MISTRAL_CALL.match(body)
-    if named is not None:
+def _calls(body: str) -> tuple[str, list[ToolCall]]:
+    """Return the calls that a text begins with, at least one, and the text after them."""
+    calls: list[ToolCall] = []
+    rest = body
+    while not calls or (rest.startswith("{") and len(calls) <= MOST_CALLS):
         try:
-            arguments = parse_json(named["body"])
+            value, rest = parse_json_prefix(rest)
         except ValueError as error:
-            yield ToolCall(named["name"], error=f"not JSON: {error}")
-        else:
-            yield read_call({"name": named["name"], "arguments": arguments})
-        return
+            return rest, [*calls, ToolCall("", error=f"not JSON: {error}")]
+        calls.append(read_call(value))
+        rest = rest.lstrip(" \t\r\n;,")
+    return rest, calls
+
+
+def _tagged(body: str) -> list[ToolCall]:
+    rest, calls = _calls(body)
+    if rest.strip(_STRAY) and not _has_error(calls):
+        return [ToolCall("", error="not JSON: text after the call")]
+    return calls
+
+
+def _mistral_calls(body: str) -> ParsedTurn:
+    """Return the calls after a mark, and the text after them."""
+    named = _MISTRAL_CALL.match(body)
     try:
-        listed = parse_json(body)
+        value, rest = parse_json_prefix(body if named is None else named["body"])
     except ValueError as error:
-        yield ToolCall("", error=f"not JSON: {error}")
-        return
-    for each in listed if isinstance(listed, list) else [listed]:
+        name = "" if named is None else named["name"]
+        return ParsedTurn("", (ToolCall(name, error=f"not JSON: {error}"),))
+    if named is not None:
+        return ParsedTurn(rest, (read_call({"name": named["name"], "arguments": value}),))
+    calls = []
+    for each in value if isinstance(value, list) else [value]:
         given = each.get("id") if isinstance(each, Mapping) else None
-        yield read_call(each, given if isinstance(given, str) else "")
+        calls.append(read_call(each, given if isinstance(given, str) else ""))
+    return ParsedTurn(rest, tuple(calls))
 
 
 def _is_finite(value: Any) -> bool:

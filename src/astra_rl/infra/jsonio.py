@@ -68,6 +68,22 @@ def parse_json(text: str | bytes) -> Any:
     return _parse(text, float)
 
 
+def parse_json_prefix(text: str) -> tuple[Any, str]:
+    """Parse the untrusted JSON value that a text begins with; return it and the text after it.
+
+    Raises:
+        ValueError: As in `parse_json`.
+    """
+    text = text.lstrip()
+    try:
+        data, end = _PREFIXES.raw_decode(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if _brackets(text[:end]) > MAX_DEPTH:
+        check_depth(data)
+    return data, text[end:]
+
+
 def parse_own_json(text: str | bytes) -> Any:
     """Parse JSON that this library wrote, which has no ``NaN``; else like `parse_json`.
 
@@ -130,6 +146,9 @@ def _whole(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
+
+
+_PREFIXES = json.JSONDecoder(parse_constant=float, parse_int=_whole)
 
 
 def _whole_or_infinite(digits: str) -> int | float:

@@ -38,6 +38,7 @@ def listed():
         "no_object": [tool("say", inputSchema={"type": "string"})],
         "long": [tool("say", description="x" * 20_000)],
         "no_tools": [],
+        "no_arguments": [{"name": "say", "inputSchema": {"type": "object"}}],
         "pattern": [tool("say", outputSchema=backtracking)],
         "wrong_types": [{"name": 5, "inputSchema": []}],
         "other_tools": [tool("say", description=f"Process {os.getpid()}.")],
@@ -88,6 +89,16 @@ def called(id, arguments):
         "huge": result("y" * 2_000_000),
         "wrong_result": {"content": "text", "isError": "yes"},
         "control": result("a\x00b\x1b[31mc\u202ed\ud800"),
+        "resource": {
+            "content": [
+                {
+                    "type": "resource",
+                    "resource": {"uri": "file:///a", "blob": "AAAA", "mimeType": "image/png"},
+                }
+            ]
+        },
+        "audio": {"content": [{"type": "audio", "data": "AAAA", "mimeType": "audio/wav"}]},
+        "svg": {"content": [{"type": "image", "data": "AAAA", "mimeType": "image/svg+xml"}]},
         "image": {"content": [{"type": "image", "data": "AAAA", "mimeType": "image/png"}]},
         "pattern": result("t", structuredContent={"x": "a" * 60 + "b"}),
         "structured": {"content": [], "structuredContent": {"a": 1}},

@@ -56,6 +56,14 @@ class Problem(ABC, Generic[StateT, ActionT]):
         Engines that only sample may free their memory. The default does nothing.
         """
 
+    def activation_bytes(self, tokens: int | None) -> int | None:
+        """Estimate the memory of the activations of a backward pass, in bytes; None if unknown.
+
+        Args:
+            tokens: Most tokens of a backward pass; None: as many as the attacker's device allows.
+        """
+        return None
+
     def attacking_at(self, temperature: float) -> contextlib.AbstractContextManager[None]:
         """Open a block in which attacks are sampled at another temperature than 1.
 
@@ -80,6 +88,26 @@ class Problem(ABC, Generic[StateT, ActionT]):
         raise ConfigurationError(
             f"{type(self).__name__} cannot sample attacks of the untrained attacker; "
             "override attacking_untrained, or set untrained_share to 0."
+        )
+
+    def mutate_attacks(
+        self, contexts: Sequence[StateT], attacks: Sequence[ActionT], *, temperature: float
+    ) -> Sequence[ActionT]:
+        """Return each attack with a random token replaced by a sample of the frozen reference.
+
+        For exploration in off-policy algorithms. The token is sampled after the ones before it.
+
+        Args:
+            contexts: Contexts of the mutated attacks.
+            attacks: The attacks, of these or of other contexts.
+            temperature: Temperature of the sample, positive.
+
+        Raises:
+            ConfigurationError: The problem does not support it; this default always raises it.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot mutate attacks, which needs a local attacker; override "
+            "mutate_attacks, or use another environment."
         )
 
     @abstractmethod

@@ -19,7 +19,12 @@ from astra_rl.core.extraction import Extraction
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.generation import check_model, generate_turns, score_continuations
+from astra_rl.ext.transformers.generation import (
+    check_model,
+    generate_turns,
+    mutate_turns,
+    score_continuations,
+)
 from astra_rl.ext.transformers.model_pool import (
     ModelPair,
     ModelPool,
@@ -46,6 +51,7 @@ from astra_rl.models.adapters import OWN_ADAPTER, save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.engines import EngineSampler
 from astra_rl.models.generation import Sampler, Sampling, generate
+from astra_rl.models.memory import activation_bytes, backward_tokens
 from astra_rl.models.recomputation import check_recomputable, recomputed_layers
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.settings import AttentionImplementation
@@ -74,8 +80,9 @@ class HFASTProblem(ASTProblem):
         baseline_model_id: The frozen reference model, usually the attacker's initial weights.
         moderator: Scores the harm of responses.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
-        dtype: Dtype of the weights. ``"auto"`` is bfloat16 on devices with native support, else
-            float32. Half-precision weights are trained with float32 master weights.
+        dtype: Dtype of the weights. ``"auto"`` is the faster of bfloat16 and float32, see
+            `astra_rl.models.devices.resolve_dtype`. Half-precision weights are trained with float32
+            master weights.
         attn_implementation: Attention function of models that are loaded here, see
             `astra_rl.models.settings.AttentionImplementation`.
         reward: Reward of a turn; None is the reward of ASTPrompter.
@@ -315,6 +322,12 @@ class HFASTProblem(ASTProblem):
         if isinstance(self.target_adapter, EngineTarget):
             self.target_adapter.engine.sleep()
 
+    def activation_bytes(self, tokens: int | None) -> int:
+        """See `Problem.activation_bytes`."""
+        count = backward_tokens(self.attacker) if tokens is None else tokens
+        recomputed = self.gradient_checkpointing
+        return count * activation_bytes(self.attacker.config, recomputed=recomputed)
+
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
         if self._attacks_untrained:
@@ -347,6 +360,31 @@ class HFASTProblem(ASTProblem):
         if not self.baseline_renderer.reuse_own_ids:
             # Attacker and target would read them as ids of the attacker's vocabulary.
             outputs = [Utterance(str(each), finish_reason=each.finish_reason) for each in outputs]
+        return self._extracted(outputs)
+
+    def mutate_attacks(
+        self, contexts: Sequence[str], attacks: Sequence[str], *, temperature: float
+    ) -> Sequence[Utterance]:
+        """See `Problem.mutate_attacks`.
+
+        Raises:
+            ConfigurationError: Attacker and baseline have different vocabularies.
+        """
+        renderer = self.baseline_renderer
+        if not renderer.reuse_own_ids:
+            raise ConfigurationError(
+                "mutated attacks: baseline and attacker have different vocabularies; use the "
+                "attacker's model as the baseline."
+            )
+        with self._adapters.using(self.baseline):
+            outputs = mutate_turns(
+                self.baseline,
+                renderer,
+                contexts,
+                self.attack_token_ids(renderer, contexts, attacks),
+                replace(self.attacker_sampling, temperature=temperature, max_new_tokens=1),
+                self.sampler,
+            )
         return self._extracted(outputs)
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:

@@ -6,8 +6,9 @@
 Tiers: ``enumerable``, games whose probabilities are enumerated; ``organisms``, small models that
 were trained here to fail on families of messages; ``assistants`` with secrets. Each cell (method,
 seed) plays a target of its own seed and is written to the results folder, so an interrupted
-benchmark is resumed. ``--held-out`` plays targets that no setting was chosen on: other seeds, and
-other families and assistants.
+benchmark is resumed. Methods in the results file that are not given keep their numbers.
+``--held-out`` plays targets that no setting was chosen on: other seeds, and other families and
+assistants.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,9 +41,12 @@ from astra_rl.bench import (
     over_seeds,
     play,
 )
+from astra_rl.bench.discovery import NUMBERS
 from astra_rl.bench.play import PlayedTarget
 from astra_rl.core.algorithm import Algorithm
+from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.infra.jsonio import write_json
+from astra_rl.methods.mutation import MutationEnvironment
 from astra_rl.rewards import KindNovelty, NovelFailureReward, RewardPart
 
 HELD_OUT = 1000
@@ -164,6 +169,22 @@ def imitates_kinds(
     )
 
 
+def imitates_variants(problem: Any) -> ExpertIteration:
+    """Return imitation of all kinds alike; own attacks are mostly those of the untrained attacker.
+
+    Variants of successes explore, so the trained attacker need not.
+    """
+    return ExpertIteration(
+        problem,
+        best=8,
+        min_reward=0.3,  # the first three of a kind
+        replay_share=0.8,
+        replay_similarity=1.0,
+        rehearse=64,
+        untrained_share=0.8,
+    )
+
+
 def tempered(problem: Any) -> NoTraining:
     """Return the untrained attacker at temperatures of 1.5 to 2: rare attacks are likelier."""
     algorithm = NoTraining(problem)
@@ -173,6 +194,7 @@ def tempered(problem: Any) -> NoTraining:
 
 PAYS = "grpo + kind_novelty"
 IMITATES = "expert iteration + kind_novelty"
+MUTATES = "expert iteration + mutation"
 METHODS = {
     "untrained": Method(NoTraining),
     "untrained, temperature 1.5 to 2": Method(tempered),
@@ -182,6 +204,16 @@ METHODS = {
         lambda problem: demo_grpo(problem, kl=0.01), lambda: pays_discovery(8), {"lr": 3e-3}
     ),
     IMITATES: Method(imitates_kinds, pays_discovery, {"lr": 1e-3}),
+    # Without an attack twice, but not mutated: what the memory of attacks alone is worth.
+    "untrained, no repeats": Method(
+        NoTraining, settings={"environment": partial(MutationEnvironment, share=0.0)}
+    ),
+    "mutation, untrained": Method(NoTraining, settings={"environment": MutationEnvironment}),
+    MUTATES: Method(
+        imitates_variants,
+        pays_discovery,
+        {"lr": 1e-3, "adam_epsilon": 1e-3, "environment": MutationEnvironment},
+    ),
     f"{IMITATES} by rare words": Method(imitates_kinds, pays_rare_words, {"lr": 1e-3}),
     f"{IMITATES} by rare words, hot": Method(
         lambda problem: imitates_kinds(problem, untrained=0.1, tempered=0.9, lowest=1.2),
@@ -219,6 +251,37 @@ def cell(
         )
         for key, row in rows.items()
     }
+
+
+def kept(
+    name: str, playing: Sequence[str], folder: Path = RESULTS
+) -> dict[tuple[str, int], dict[str, Measured]]:
+    """Return the numbers of the methods in the results file that are not played now.
+
+    Args:
+        name: Name of the results.
+        playing: Methods whose numbers are measured anew.
+        folder: Folder of the results.
+    """
+    path = folder / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["table"] if path.exists() else []
+    return {
+        (row["method"], row["calls"]): {key: _measured(row.get(key)) for key in NUMBERS}
+        for row in rows
+        if row["method"] not in playing
+    }
+
+
+def _measured(record: Mapping[str, Any] | None) -> Measured:
+    if record is None:  # a number that was not measured then
+        return Measured(math.nan, None, {})
+    mean, interval = record["mean"], record["interval"]
+    return Measured(
+        math.nan if mean is None else mean,
+        None if interval is None else Interval(*interval),
+        {int(seed): value for seed, value in record["by_seed"].items()},
+        record["unknown"],
+    )
 
 
 def table(found: Mapping[tuple[str, int], Mapping[str, Measured]]) -> str:
@@ -286,7 +349,7 @@ def bars(
     """Return the goals of the methods that pay discovery, beside GRPO with the score alone."""
     of = f"K = {modes}, {calls:,} calls"
     rows = []
-    for name in (PAYS, IMITATES):
+    for name in (PAYS, IMITATES, MUTATES):
         at_end = measured.get((name, calls))
         if at_end is None:
             continue
@@ -335,13 +398,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (name, budget): {seed: each[budget] for seed, each in by_seed.items()}
         for (name, by_seed), budget in product(played.items(), [*budgets, AFTER])
     }
-    measured = {key: over_seeds(by_seed) for key, by_seed in found.items()}
+    of = str(modes) if chosen.tier == "enumerable" else chosen.tier
+    name = f"discovery_{of}{'_held_out' * chosen.held_out}"
+    measured = kept(name, chosen.methods)
+    measured |= {key: over_seeds(by_seed) for key, by_seed in found.items()}
     print(f"\n{table(measured)}\n")
     if chosen.plot is not None:
         plot({name: found[name, calls] for name in chosen.methods}, chosen.plot)
-    of = str(modes) if chosen.tier == "enumerable" else chosen.tier
     save(
-        f"discovery_{of}{'_held_out' * chosen.held_out}",
+        name,
         bars(measured, modes, calls, tier.goal),
         table=[
             {"method": name, "calls": calls, **{key: each.as_dict() for key, each in row.items()}}

@@ -24,6 +24,7 @@ from astra_rl.config.league import load_league
 GAME = {"modes": 50, "seed": 1000}
 TRAINING = {"lr": 1.0e-3, "warmup_steps": 5}
 NOT_TRAINED = {"algorithm": {"type": "astra_rl.bench:NoTraining"}}
+MUTATION = {"environment": {"type": "mutation", "tree_width": 8}}
 KNOWN_KINDS = {
     "novel_failure": {
         "novelty_share": 1.0,
@@ -41,14 +42,31 @@ def grpo(kl: float) -> dict[str, Any]:
 
 METHODS: dict[str, dict[str, Any]] = {
     "untrained": NOT_TRAINED,
+    "mutation": {**NOT_TRAINED, **MUTATION},
+    "expert iteration, mutation": {
+        **MUTATION,
+        "algorithm": {
+            "type": "expert_iteration",
+            "options": {
+                "best": 8,
+                "min_reward": 0.3,
+                "replay_share": 0.8,
+                "replay_similarity": 1.0,
+                "rehearse": 64,
+                "untrained_share": 0.8,
+            },
+        },
+        "reward": KNOWN_KINDS,
+        "training": {"adam_epsilon": 1.0e-3},
+    },
     "PAIR (prompted)": {
         **NOT_TRAINED,
-        "environment": {
-            "type": "attempts",
-            "tree_width": 2,
-            "tree_depth": 3,
-            "options": {"show_response": True, "show_score": True},
-        },
+        "environment": {"type": "tap", "tree_width": 1, "tree_depth": 3},
+    },
+    "TAP (prompted)": {
+        **NOT_TRAINED,
+        "environment": {"type": "tap", "tree_width": 4, "tree_depth": 4, "options": {"keep": 4}},
+        "training": {"episodes_per_step": 2},
     },
     "Rainbow (prompted)": {**NOT_TRAINED, "environment": {"type": "archive", "tree_width": 8}},
     "grpo": {"algorithm": grpo(0.03)},

@@ -19,7 +19,7 @@ from astra_rl import (
     Utterance,
 )
 from astra_rl.agents.assignment import assignments
-from astra_rl.algorithms.imitation import ImitationStep
+from astra_rl.algorithms.imitation import ExpertIteration, ImitationStep
 from astra_rl.core.level import current_level
 from astra_rl.core.seeding import current_row_seeds, derive_seed
 from astra_rl.methods.environments import (
@@ -59,6 +59,8 @@ SCORES = {str(digit): digit / 10 for digit in range(10)}
 class Scripted(ASTProblem):
     """Attacks and responses are a letter and the last digit of the row's seed; counts its calls."""
 
+    form = "{}"
+
     def __init__(self, reward=None, moderator=None):
         super().__init__(moderator or ScriptedModerator(SCORES), reward or Harm())
         self.weight = torch.nn.Parameter(torch.zeros(()))
@@ -67,7 +69,7 @@ class Scripted(ASTProblem):
     def rollout_prompt_with_attacker(self, contexts):
         self.calls.append(("attacker", len(contexts)))
         self.seen.extend(contexts)
-        return [f" a{seed % 10}" for seed in current_row_seeds(len(contexts))]
+        return [self.form.format(f" a{seed % 10}") for seed in current_row_seeds(len(contexts))]
 
     def rollout_prompt_with_target(self, contexts):
         self.calls.append(("target", len(contexts)))
@@ -97,6 +99,10 @@ SHAPES = {
     "best_of_n": {"tree_depth": 3},
     "attempts": {},
     "archive": {"tree_width": 2, "tree_depth": 2, "risks": ["r", "s"]},
+    "mutation": {"tree_width": 2, "tree_depth": 2},
+    "tap": {"tree_width": 2, "tree_depth": 3, "keep": 2, "threshold": 0.9},
+    "crescendo": {"tree_width": 2, "tree_depth": 1, "backtracks": 1},
+    "goat": {"tree_width": 2, "tree_depth": 2},
     "self_play": {"replies": 3},
 }
 
@@ -122,10 +128,17 @@ def lengths(exchanges):
     return [len(each.response) for each in exchanges]
 
 
+def scripted(name, reward):
+    problem = Scripted(reward)
+    if name == "goat":
+        problem.form = "Thought: none.<message>{}</message>"
+    return problem
+
+
 @pytest.fixture(params=sorted(ENVIRONMENTS))
 def made(request):
     """An environment of each type, with a reward of all parts."""
-    problem = Scripted(everything())
+    problem = scripted(request.param, everything())
     return ENVIRONMENTS[request.param](problem, prompts_of(request.param), **SHAPES[request.param])
 
 
@@ -170,7 +183,8 @@ def test_trials_of_openings_with_one_visible_text_have_seeds_of_their_own(monkey
 
 def test_training_teaches_the_memory_and_evaluation_leaves_no_trace(made):
     problem = made.problem
-    harness = Harness(made, GRPO(problem), 2)
+    learns = GRPO if made.samples_exactly else ExpertIteration
+    harness = Harness(made, learns(problem), 2)
     made.eval_rollouts([0, 1])
     before = problem.reward_state()
     assert made.rollouts([5]) == made.rollouts([5])
@@ -182,7 +196,7 @@ def test_training_teaches_the_memory_and_evaluation_leaves_no_trace(made):
 @pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
 def test_a_resumed_memory_rewards_as_the_uninterrupted_one(name):
     def fresh():
-        return ENVIRONMENTS[name](Scripted(fresh_parts()), prompts_of(name), **SHAPES[name])
+        return ENVIRONMENTS[name](scripted(name, fresh_parts()), prompts_of(name), **SHAPES[name])
 
     def fresh_parts():
         return WeightedSum(

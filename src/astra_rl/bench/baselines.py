@@ -15,7 +15,9 @@ class NoTraining(Algorithm[str, str, None, None]):
     """Plays the episodes of a training and learns nothing from them.
 
     With `ASTEnvironment` it is the untrained attacker, with `BestOfNEnvironment` best of n, with
-    `AttemptsEnvironment` PAIR, and with `ArchiveEnvironment` Rainbow Teaming. In a configuration it
+    `TAPEnvironment` TAP or PAIR, with `CrescendoEnvironment`, `GOATEnvironment` and
+    `ArchiveEnvironment` the methods of these names, and with `MutationEnvironment` an evolutionary
+    search. In a configuration it
     is ``astra_rl.bench:NoTraining``.
     """
 

@@ -121,6 +121,7 @@ def play(
     width: int = 8,
     per_step: int = 64,
     values: int = 0,
+    environment: Callable[..., ASTEnvironment] = ASTEnvironment,
     **settings: Any,
 ) -> Played:
     """Train an attacker on a game.
@@ -134,6 +135,8 @@ def play(
         width: Attacks sampled from each context.
         per_step: Calls per training step, a multiple of `width`.
         values: Number of value functions of an actor-critic algorithm.
+        environment: Makes the environment of a problem, prompts, and the keywords `tree_width` and
+            `tree_depth`.
         settings: Further fields of `TrainingConfiguration`; the default learning rate is 0.01.
     """
     pair = target.attacker()
@@ -158,8 +161,8 @@ def play(
             **settings,
         }
     )
-    environment = ASTEnvironment(problem, [target.openings[0]], tree_width=width, tree_depth=1)
-    Trainer(config, environment, make(problem), callbacks=[log]).train()
+    played = environment(problem, [target.openings[0]], tree_width=width, tree_depth=1)
+    Trainer(config, played, make(problem), callbacks=[log]).train()
     return Played(target, log.calls, problem)
 
 

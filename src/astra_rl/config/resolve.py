@@ -182,6 +182,11 @@ def _check_fits(
             f"environment.type: self_play trains one model in both roles, and the attacker "
             f"{attacker.name} is prompted only. Use best_of_n, attempts, few_shot or tree."
         )
+    if environment.name == "mutation":
+        raise ConfigurationError(
+            "environment.type: mutation replaces tokens by samples of a local attacker, and the "
+            f"attacker {attacker.name} is prompted only. Use tap, archive, best_of_n or tree."
+        )
 
 
 def _of_another_type(section: str, kind: str) -> str:
@@ -218,6 +223,7 @@ def check_training(plan: Plan) -> None:
     _check_optimizer(plan.training.optimizer)
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.trained.sampling().is_exact)
+    factory.check_environment(plan.environment.factory)
     plan.algorithm.check()
     if plan.training.sync_ref_model and not factory.uses_reference(**plan.algorithm.settings()):
         raise ConfigurationError(

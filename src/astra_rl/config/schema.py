@@ -173,7 +173,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"attacker.type: {attacker.type} ({attacker.name}) cannot be trained: its weights "
                 "are not here. Set training.steps: 0 to attack with it as it is, with the "
-                "environment single_turn, tree, best_of_n, attempts or few_shot; or train a local "
+                "environment tap, crescendo, goat or best_of_n, for instance; or train a local "
                 "model: attacker.model"
             )
         if self.baseline is not None:

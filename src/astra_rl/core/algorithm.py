@@ -11,6 +11,7 @@ from torch import Tensor
 
 from astra_rl.core.collector import Collector
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
+from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import context_key
@@ -78,6 +79,20 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
                 f"{cls.__name__} needs attacks sampled from the distribution it trains: "
                 "temperature 1, no top_k, no top_p. Change the attacker's sampling, or use DPO or "
                 "IPO."
+            )
+
+    @classmethod
+    def check_environment(cls, environment: type[Environment[Any, Any]]) -> None:
+        """Raise if the algorithm needs attacks of the attacker, and an environment has others.
+
+        Raises:
+            ConfigurationError: It does.
+        """
+        if cls.needs_exact_sampling and not environment.samples_exactly:
+            raise ConfigurationError(
+                f"{cls.__name__} trains on attacks that the attacker sampled, and "
+                f"{environment.__name__} writes others, too. Use expert_iteration, dpo, ipo, "
+                "trajectory_balance, or another environment."
             )
 
     @abstractmethod

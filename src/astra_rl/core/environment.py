@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.graph import Graph, Node
@@ -23,10 +23,13 @@ class Environment(ABC, Generic[StateT, ActionT]):
         queries_per_turn: Target responses per turn of an evaluation episode; more than one if the
             attack is chosen among several by the responses to them.
         tree_depth: Most turns of an episode.
+        samples_exactly: Whether all attacks of training episodes are samples of the attacker, which
+            on-policy algorithms need.
     """
 
     queries_per_turn: int = 1
     tree_depth: int = 1
+    samples_exactly: ClassVar[bool] = True
 
     def __init__(self, problem: Problem[StateT, ActionT]) -> None:
         self.problem = problem

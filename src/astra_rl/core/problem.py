@@ -82,6 +82,26 @@ class Problem(ABC, Generic[StateT, ActionT]):
             "override attacking_untrained, or set untrained_share to 0."
         )
 
+    def mutate_attacks(
+        self, contexts: Sequence[StateT], attacks: Sequence[ActionT], *, temperature: float
+    ) -> Sequence[ActionT]:
+        """Return each attack with a random token replaced by a sample of the frozen reference.
+
+        For exploration in off-policy algorithms. The token is sampled after the ones before it.
+
+        Args:
+            contexts: Contexts of the mutated attacks.
+            attacks: The attacks, of these or of other contexts.
+            temperature: Temperature of the sample, positive.
+
+        Raises:
+            ConfigurationError: The problem does not support it; this default always raises it.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot mutate attacks, which needs a local attacker; override "
+            "mutate_attacks, or use another environment."
+        )
+
     @abstractmethod
     def rollout_prompt_with_attacker(self, contexts: Sequence[StateT]) -> Sequence[ActionT]:
         """Sample one attack per context, without repeating the context."""

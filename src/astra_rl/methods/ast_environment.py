@@ -285,6 +285,13 @@ class ASTEnvironment(Environment[str, str]):
         width = int(options.get("tree_width", 1))
         return [SiblingSets(count // width, width) for count in cls.turns_by_level(**options)]
 
+    def write(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Return an attack per context; override it where others than the attacker write, too.
+
+        Row seeds are set. Where not all attacks are samples of the attacker, set `samples_exactly`.
+        """
+        return self.problem.rollout_prompt_with_attacker(contexts)
+
     def asked(self, branch: Branch, attack: str) -> str:
         """Return the context of the target; override it where it differs from the attacker's."""
         return branch.state + attack
@@ -338,7 +345,7 @@ class ASTEnvironment(Environment[str, str]):
         contexts = [branch.state for branch in grown]
         paths = [derive_seed(branch.seed, child) for branch in branches for child in range(width)]
         with row_seeds([derive_seed(path, "attacker") for path in paths]):
-            attacks = self.problem.rollout_prompt_with_attacker(contexts)
+            attacks = self.write(contexts)
         check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
         asked = [self.asked(branch, attack) for branch, attack in zip(grown, attacks, strict=True)]
         responses = self._responses(attacks, asked, paths)

@@ -228,12 +228,12 @@ class BestOfNEnvironment(ASTEnvironment):
                     place.children,
                     key=lambda node: (
                         bool(node.children),
-                        _is_not_sent(node),  # so that the whole turn counts as not made
+                        was_not_sent(node),  # so that the whole turn counts as not made
                         _reward_or_least(node),
                     ),
                 )
                 best.unknown_alternatives = sum(
-                    _is_unknown(node) for node in place.children if node is not best
+                    is_unknown(node) for node in place.children if node is not best
                 )
                 place.children = [best]
                 place = best
@@ -260,8 +260,8 @@ class AttemptsEnvironment(ASTEnvironment):
             is one, is below this.
         show_response: Whether the feedback contains the target's response.
         show_score: Whether it contains the score, from 1 to 10. With both, and an attacker that is
-            not trained, it is PAIR (Chao et al., arXiv 2310.08419): `tree_width` streams of
-            `tree_depth` refinements, without its written criticism.
+            not trained, an episode of `tree_width` 1 is a stream of PAIR (Chao et al., arXiv
+            2310.08419) that does not end with a success; see also `TAPEnvironment`.
         feedback: Returns the feedback on a turn; None is `verdict`.
     """
 
@@ -337,14 +337,14 @@ def _reward_or_least(node: ASTNode) -> float:
     return -math.inf if is_missing(node.reward) else node.reward
 
 
-def _is_unknown(node: ASTNode) -> bool:
+def is_unknown(node: ASTNode) -> bool:
     """Whether a response to an attack could not be rewarded; a withheld one is no failure."""
     response = Utterance.of(node.response)
     is_needed = response.finish_reason != "content_filter" and not isinstance(response, NotAsked)
     return is_needed and is_missing(node.reward)
 
 
-def _is_not_sent(node: ASTNode) -> bool:
+def was_not_sent(node: ASTNode) -> bool:
     """Whether the target or a judge was not called, because a budget is spent."""
     values = (node.reward, *node.reward_terms.values())
     return isinstance(node.response, NotSent) or any(map(is_not_sent, values))

@@ -96,14 +96,25 @@ class FewShotEnvironment(ASTEnvironment):
 
 
 def with_instructions(
-    opening: Conversation, text: str, facts: Mapping[str, str] | None = None
+    opening: Conversation,
+    text: str,
+    facts: Mapping[str, str] | None = None,
+    *,
+    brief: str | None = None,
 ) -> Conversation:
-    """Return an opening with a text added to the attacker's brief, and further facts."""
+    """Return a conversation with a text added to the attacker's brief, and further facts.
+
+    Args:
+        opening: The conversation.
+        text: The text; may be empty.
+        facts: The facts.
+        brief: A brief in place of that of the conversation; None keeps it.
+    """
     return Conversation(
         opening.prompt,
         turns=opening.turns,
         system=opening.system,
-        brief="\n".join(part for part in (opening.brief, text) if part),
+        brief="\n".join(part for part in (opening.brief if brief is None else brief, text) if part),
         facts={**opening.facts, **(facts or {})},
         separator=opening.separator,
     )

@@ -36,6 +36,9 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         graphs: The episodes of the latest experience.
         scoring: Returns a context in which log-probabilities without gradients are computed; a
             training on several processes sets it.
+
+    Raises:
+        ConfigurationError: The algorithm cannot learn from the attacks of the environment.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         dataloader_kwargs: Mapping[str, Any] | None = None,
         on_collected: Callable[[Sequence[Graph[StateT, ActionT]]], None] | None = None,
     ) -> None:
+        algorithm.check_environment(type(environment))
         self.environment = environment
         self.algorithm = algorithm
         self.num_episodes_per_experience = num_episodes_per_experience

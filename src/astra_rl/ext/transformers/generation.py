@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from random import Random
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.messages import Dialogue
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
-from astra_rl.core.seeding import current_row_seeds
+from astra_rl.core.seeding import current_row_seeds, derive_seed
 from astra_rl.core.text import Conversation, NoAttack, NoReply, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.models.conversation_cache import ConversationCache
@@ -107,6 +108,52 @@ def generate_turns(
             sample, renderer, prompts[row] if is_target else None, sampling, opens=opens
         )
     return out
+
+
+def mutate_turns(
+    model: PreTrainedModel,
+    renderer: ConversationRenderer,
+    contexts: Sequence[str],
+    token_ids: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+    sampling: Sampling,
+    sampler: Sampler,
+) -> list[Utterance]:
+    """Return each turn with one of its tokens replaced by a sample of the model.
+
+    The place is uniformly random, by the seed of the row, and never that of the end token. A sample
+    that ends the turn ends it there. Utterances have token ids and no log-probabilities.
+
+    Args:
+        model: Samples the tokens.
+        renderer: Renders conversations for the side of the turns.
+        contexts: Contexts of the turns.
+        token_ids: Token ids of the prompts, and of the turns.
+        sampling: Sampling parameters; `max_new_tokens` is 1.
+        sampler: Sampling backend.
+    """
+    seeds = current_row_seeds(len(contexts))
+    stop_ids = frozenset(renderer.stop_ids)
+    heads, turns = ensure_nonempty_prompts(*token_ids)
+    bodies = [ids[:-1] if ids and ids[-1] in stop_ids else ids for ids in turns]
+    places = [
+        Random(derive_seed(seed, "place")).randrange(len(body) or 1)
+        for seed, body in zip(seeds, bodies, strict=True)
+    ]
+    samples = sampler(
+        model,
+        [[*head, *body[:place]] for head, body, place in zip(heads, bodies, places, strict=True)],
+        sampling,
+        [derive_seed(seed, "token") for seed in seeds],
+        stop_ids=stop_ids,
+    )
+    found = []
+    for context, turn, place, sample in zip(contexts, turns, places, samples, strict=True):
+        (token,) = sample.token_ids
+        ids = (*turn[:place], token, *(() if token in stop_ids else turn[place + 1 :]))
+        mutated = Sample(ids, (math.nan,) * len(ids), "stop" if ids[-1] in stop_ids else "length")
+        opens = renderer.begins_text(Conversation.of(context))
+        found.append(_utterance(mutated, renderer, None, sampling, opens=opens))
+    return found
 
 
 def strip_end_token(renderer: ConversationRenderer, ids: Sequence[int]) -> tuple[int, ...]:

@@ -19,7 +19,12 @@ from astra_rl.core.extraction import Extraction
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.generation import check_model, generate_turns, score_continuations
+from astra_rl.ext.transformers.generation import (
+    check_model,
+    generate_turns,
+    mutate_turns,
+    score_continuations,
+)
 from astra_rl.ext.transformers.model_pool import (
     ModelPair,
     ModelPool,
@@ -347,6 +352,31 @@ class HFASTProblem(ASTProblem):
         if not self.baseline_renderer.reuse_own_ids:
             # Attacker and target would read them as ids of the attacker's vocabulary.
             outputs = [Utterance(str(each), finish_reason=each.finish_reason) for each in outputs]
+        return self._extracted(outputs)
+
+    def mutate_attacks(
+        self, contexts: Sequence[str], attacks: Sequence[str], *, temperature: float
+    ) -> Sequence[Utterance]:
+        """See `Problem.mutate_attacks`.
+
+        Raises:
+            ConfigurationError: Attacker and baseline have different vocabularies.
+        """
+        renderer = self.baseline_renderer
+        if not renderer.reuse_own_ids:
+            raise ConfigurationError(
+                "mutated attacks: baseline and attacker have different vocabularies; use the "
+                "attacker's model as the baseline."
+            )
+        with self._adapters.using(self.baseline):
+            outputs = mutate_turns(
+                self.baseline,
+                renderer,
+                contexts,
+                self.attack_token_ids(renderer, contexts, attacks),
+                replace(self.attacker_sampling, temperature=temperature, max_new_tokens=1),
+                self.sampler,
+            )
         return self._extracted(outputs)
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:

@@ -329,6 +329,7 @@ def plot(whole: Mapping[str, Mapping[int, Discovery]], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_xlabel("target calls")
         axes.set_ylabel(f"modes found, of {modes}")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, loc="upper left")
         axes.grid(alpha=0.22)
         axes.spines[["top", "right"]].set_visible(False)

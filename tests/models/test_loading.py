@@ -31,7 +31,7 @@ from transformers import (
 
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, StorageError
 from astra_rl.infra.storage import cache_dir
-from astra_rl.models import loading, model_config, references
+from astra_rl.models import fastest_dtype, loading, model_config, references
 from astra_rl.models.adapters import base_of_adapter, save_model
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.loading import load_classifier, load_encoder, load_model, load_tokenizer
@@ -255,12 +255,53 @@ def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, chosen):
     assert resolve_device("cpu").type == "cpu"
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_auto_takes_bfloat16_where_it_is_fast(monkeypatch, fast):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    expected = torch.bfloat16 if fast else torch.float32
-    assert resolve_dtype("auto", torch.device("cpu")) == expected
+@pytest.fixture
+def new_cache(monkeypatch, tmp_path):
+    """An empty cache folder, which no process has read."""
+    monkeypatch.setenv("ASTRA_RL_CACHE", str(tmp_path / "cache"))
+    fastest_dtype.fastest_cpu_dtype.cache_clear()
+    yield tmp_path / "cache"
+    fastest_dtype.fastest_cpu_dtype.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("half", "chosen"),
+    [(0.5, torch.bfloat16), (0.9, torch.float32), (1.0, torch.float32), (80.0, torch.float32)],
+)
+def test_auto_takes_the_dtype_that_was_measured_to_be_faster(half, chosen, monkeypatch, new_cache):
+    calls = []
+
+    def seconds(dtype):
+        calls.append(dtype)
+        return (half if dtype is torch.bfloat16 else 1.0) + len(calls) * 1e-3
+
+    monkeypatch.setattr(fastest_dtype, "_product_seconds", seconds)
+    assert resolve_dtype("auto", torch.device("cpu")) == chosen
+    assert len(calls) == (2 if half == 80 else 2 * fastest_dtype.REPEATS)
+    assert resolve_dtype("auto", torch.device("cpu")) == chosen
+    fastest_dtype.fastest_cpu_dtype.cache_clear()  # as in another process, on a busy machine
+    monkeypatch.setattr(fastest_dtype, "_product_seconds", lambda dtype: pytest.fail("measured"))
+    assert resolve_dtype("auto", torch.device("cpu")) == chosen
+    (kept,) = new_cache.rglob("*.json")
+    kept.write_text('{"dtype": "float8"}')
+    assert fastest_dtype._kept(kept) is None
+    kept.write_text("[")
+    assert fastest_dtype._kept(kept) is None
+
+
+def test_without_a_cache_folder_the_faster_dtype_is_measured(monkeypatch, new_cache):
+    new_cache.write_text("not a folder")
+    monkeypatch.setattr(fastest_dtype, "_product_seconds", lambda dtype: 1.0)
+    assert fastest_dtype.fastest_cpu_dtype() == torch.float32
+    assert new_cache.is_file()
+
+
+def test_the_measured_product_takes_time():
+    assert 0 < fastest_dtype._product_seconds(torch.float32) < 60
+
+
+def test_the_dtype_of_other_devices_is_not_measured(monkeypatch):
+    monkeypatch.setattr(fastest_dtype, "_product_seconds", lambda dtype: pytest.fail("measured"))
     assert resolve_dtype("auto", torch.device("mps")) == torch.float32
     assert resolve_dtype("float16", torch.device("cpu")) == torch.float16
 

@@ -56,6 +56,14 @@ class Problem(ABC, Generic[StateT, ActionT]):
         Engines that only sample may free their memory. The default does nothing.
         """
 
+    def activation_bytes(self, tokens: int | None) -> int | None:
+        """Estimate the memory of the activations of a backward pass, in bytes; None if unknown.
+
+        Args:
+            tokens: Most tokens of a backward pass; None: as many as the attacker's device allows.
+        """
+        return None
+
     def attacking_at(self, temperature: float) -> contextlib.AbstractContextManager[None]:
         """Open a block in which attacks are sampled at another temperature than 1.
 

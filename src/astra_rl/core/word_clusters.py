@@ -61,18 +61,19 @@ class GreedyClusters:
         candidates = {
             cluster for word in self._rarest(words) for cluster in self._with.get(word, ())
         }
-        similar = (
-            cluster for cluster in candidates if self._is_similar(words, self._first[cluster])
-        )
-        return min(similar, default=None)
+        # |A & B| / |A | B| >= s exactly if |A & B| >= s (|A| + |B|) / (1 + s).
+        share, size = self.similarity / (1 + self.similarity), len(words)
+        for cluster in sorted(candidates):
+            first = self._first[cluster]
+            needed = share * (size + len(first)) - 1e-9
+            if needed <= size and needed <= len(first) and self._is_similar(words, first):
+                return cluster
+        return None
 
     def _is_similar(self, words: frozenset[int], first: array[int]) -> bool:
         """Whether the `jaccard` similarity of two sets suffices, without building another set."""
-        few, many = sorted((len(words), len(first)))
-        if few < self.similarity * many - 1e-9:  # even if all the words of one are in the other
-            return False
         shared = len(words.intersection(first))
-        union = few + many - shared
+        union = len(words) + len(first) - shared
         return (shared / union if union else 1.0) >= self.similarity
 
 

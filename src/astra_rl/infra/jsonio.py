@@ -306,7 +306,13 @@ def json_line(data: Any) -> str:
     return redact(unredacted_line(data))
 
 
-def unredacted_line(data: Any) -> str:
-    """Return the same without redaction, for hashing; never write it to a file."""
-    line = json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False)
+def unredacted_line(data: Any, *, is_plain: bool = False) -> str:
+    """Return the same without redaction, for hashing; never write it to a file.
+
+    Args:
+        data: See `json_line`.
+        is_plain: All values are JSON types already, numbers are finite, and texts have no lone
+            surrogates, so `jsonable` is left out.
+    """
+    line = json.dumps(data if is_plain else jsonable(data), ensure_ascii=False, allow_nan=False)
     return line.translate(_LINE_ENDS)

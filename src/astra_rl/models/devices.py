@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.models.fastest_dtype import fastest_cpu_dtype
 
 DTYPES = {
     "float32": torch.float32,
@@ -43,7 +44,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Return a torch dtype; ``"auto"`` is bfloat16 on devices with native support, else float32.
+    """Return a torch dtype.
+
+    ``"auto"`` is bfloat16 on GPUs with native support, on processors the faster of float32 and
+    bfloat16 (`fastest_dtype`), and float32 elsewhere.
 
     Raises:
         ConfigurationError: The dtype is unknown.
@@ -51,7 +55,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return torch.bfloat16 if _bfloat16_is_fast(device) else torch.float32
+        return _fastest_dtype(device)
     if dtype not in DTYPES:
         raise ConfigurationError(
             f"dtype={dtype!r}; choose from {['auto', *DTYPES]}.{did_you_mean(dtype, DTYPES)}"
@@ -59,10 +63,8 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return DTYPES[dtype]
 
 
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+def _fastest_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
-        # Without these instructions bfloat16 matrix products on the CPU are emulated and slow.
-        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    return False
+        return fastest_cpu_dtype()
+    is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_native else torch.float32

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from astra_rl.core.token_limit import count_tokens
 from astra_rl.errors import ModelError
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.lm_head import token_logprobs
+from astra_rl.models.memory import backward_tokens
 from astra_rl.models.positions import attention_window, position_limit
 from astra_rl.models.prefix_plan import (
     Level,
@@ -52,6 +54,7 @@ def forward_shared_prefix(
     Raises:
         ModelError: The model's family does not support this forward pass, or a row is longer than
             the limit of its position embeddings.
+        TooManyTokens: See `astra_rl.core.token_limit`.
     """
     check_supported(model)
     longest = max(map(len, sequences)) + reserve
@@ -62,6 +65,8 @@ def forward_shared_prefix(
     if window is not None and sum(level.width for level in levels) + reserve > window:
         # A window counts cached positions, including the padding between segments.
         levels = [Level([list(sequence) for sequence in sequences], [0] * len(sequences), None)]
+    tokens = sum(len(level.segments) * level.width for level in levels)
+    count_tokens(tokens, lambda: backward_tokens(model))
     if prefix_cache is None or window is not None:
         return forward_levels(model, levels, reserve=reserve)
     prompts, prompt_of = distinct_prompts(sequences, max_shared)

@@ -49,6 +49,9 @@ class UpdateSettings:
         weight_decay: Weight decay, 0 or more: decoupled in adamw, an L2 penalty in the other
             optimizers.
         gradient_accumulation_steps: Backward passes per optimizer step.
+        micro_batch_tokens: Most tokens of a backward pass; a batch with more is computed in parts,
+            with the same gradient. It bounds the memory of activations. null: as many as take an
+            eighth of the machine's memory, or a quarter of the GPU's.
         max_grad_norm: Gradient norm above which gradients are clipped; null: no clipping.
         max_nonfinite_losses: Abort after this many consecutive optimizer steps whose loss or
             gradient is not finite; fewer are skipped.
@@ -72,6 +75,7 @@ class UpdateSettings:
     adam_epsilon: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     gradient_accumulation_steps: Count = 1
+    micro_batch_tokens: Count | None = None
     max_grad_norm: Positive | None = 1.0
     max_nonfinite_losses: Count = 3
     max_unscored_steps: Count = 5

@@ -25,12 +25,15 @@ from astra_rl.training.gradients import DividedGradients, Gradients, LossOf
 class Division:
     """A step in one process, undivided.
 
+    Args:
+        max_tokens: See `UpdateSettings.micro_batch_tokens`.
+
     Attributes:
         ranks: The processes.
     """
 
-    def __init__(self) -> None:
-        self.ranks = Ranks()
+    def __init__(self, *, max_tokens: int | None = None) -> None:
+        self.ranks, self.max_tokens = Ranks(), max_tokens
 
     def environment(self, environment: Environment[Any, Any]) -> Environment[Any, Any]:
         """Return what plays the episodes."""
@@ -47,7 +50,7 @@ class Division:
         optimizer: Optimizer,
     ) -> Gradients[Any]:
         """Return what computes the gradient of an optimizer step."""
-        return Gradients(algorithm, loss_of, optimizer)
+        return Gradients(algorithm, loss_of, optimizer, max_tokens=self.max_tokens)
 
 
 class InParts(Division):
@@ -58,11 +61,19 @@ class InParts(Division):
         ranks: The processes.
         parts: Number of parts.
         exact: Whether the result is the same, to the last bit, for any number of processes.
+        max_tokens: See `Division`.
     """
 
     def __init__(
-        self, environment: Environment[Any, Any], ranks: Ranks, parts: int, *, exact: bool
+        self,
+        environment: Environment[Any, Any],
+        ranks: Ranks,
+        parts: int,
+        *,
+        exact: bool,
+        max_tokens: int | None = None,
     ) -> None:
+        super().__init__(max_tokens=max_tokens)
         self.ranks, self.parts, self.exact = ranks, parts, exact
         self.problem = environment.problem
 
@@ -82,7 +93,13 @@ class InParts(Division):
     ) -> Gradients[Any]:
         """See `Division.gradients`."""
         return DividedGradients(
-            algorithm, loss_of, optimizer, ranks=self.ranks, parts=self.parts, exact=self.exact
+            algorithm,
+            loss_of,
+            optimizer,
+            ranks=self.ranks,
+            parts=self.parts,
+            exact=self.exact,
+            max_tokens=self.max_tokens,
         )
 
     def _score(
@@ -141,5 +158,11 @@ def divide(
     """Return how a training is divided: `config.shards` parts, by default one per process."""
     parts = config.shards or ranks.size
     if parts == 1 and ranks.size == 1:
-        return Division()
-    return InParts(environment, ranks, parts, exact=config.reduction == "exact")
+        return Division(max_tokens=config.micro_batch_tokens)
+    return InParts(
+        environment,
+        ranks,
+        parts,
+        exact=config.reduction == "exact",
+        max_tokens=config.micro_batch_tokens,
+    )

@@ -14,6 +14,7 @@ from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import BatchT, Metrics
 from astra_rl.core.contracts import check_loss, is_missing
 from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
+from astra_rl.core.token_limit import TooManyTokens, at_most_tokens
 from astra_rl.distributed.parts import owner
 from astra_rl.distributed.ranks import Ranks
 from astra_rl.distributed.tree_sum import TreeSum
@@ -40,6 +41,7 @@ class Gradients(Generic[BatchT]):
         algorithm: Weights and splits batches.
         loss_of: Computes the loss of a batch.
         optimizer: Its parameters get the gradient.
+        max_tokens: See `UpdateSettings.micro_batch_tokens`.
     """
 
     def __init__(
@@ -47,8 +49,11 @@ class Gradients(Generic[BatchT]):
         algorithm: Algorithm[Any, Any, Any, BatchT],
         loss_of: LossOf[BatchT],
         optimizer: Optimizer,
+        *,
+        max_tokens: int | None = None,
     ) -> None:
         self.algorithm, self.loss_of, self.optimizer = algorithm, loss_of, optimizer
+        self.max_tokens = max_tokens
 
     def compute(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
         """Set the gradients to those of a group; return a log per batch, and if all were finite.
@@ -66,8 +71,9 @@ class Gradients(Generic[BatchT]):
     def accumulate(self, given: Sequence[tuple[int, BatchT]], total: float) -> list[Piece]:
         """Set the gradients to the sum of those of batches, each given with its number.
 
-        A batch that runs out of memory is split in two and all are started again, because gradients
-        may have been accumulated in part. The sum stays the same.
+        A batch with too many tokens is computed in parts. A batch that runs out of memory is split
+        in two and all are started again, because gradients may have been accumulated in part. The
+        sum stays the same.
 
         Raises:
             OutOfMemoryError: A batch that cannot be split runs out of memory.
@@ -75,10 +81,10 @@ class Gradients(Generic[BatchT]):
         pieces = list(given)
         while True:
             self.optimizer.zero_grad()
-            done: list[Piece] = []
+            done: list[list[Piece]] = []
             try:
                 for index, batch in pieces:
-                    done.append(self._add(index, batch, total))
+                    done.append(self._add_in_parts(index, batch, total))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -90,7 +96,7 @@ class Gradients(Generic[BatchT]):
                         "Use a smaller model or dtype, a LoRA adapter, or shorter conversations."
                     ) from error
             else:
-                return done
+                return [piece for parts in done for piece in parts]
             pieces[len(done) : len(done) + 1] = [(index, half) for half in halves]
             release_memory()
             logger.warning("out of memory in an update: retrying with half of the batch at a time")
@@ -98,6 +104,18 @@ class Gradients(Generic[BatchT]):
     def parameters(self) -> list[Tensor]:
         """Return the tensors that the optimizer updates."""
         return [each for group in self.optimizer.param_groups for each in group["params"]]
+
+    def _add_in_parts(self, index: int, batch: BatchT, total: float) -> list[Piece]:
+        """Add the gradient of a batch, in halves of halves while they have too many tokens."""
+        halves = self.algorithm.halves(batch)
+        if halves is None:
+            return [self._add(index, batch, total)]
+        try:
+            with at_most_tokens(self.max_tokens):
+                return [self._add(index, batch, total)]
+        except TooManyTokens:
+            pass
+        return [each for half in halves for each in self._add_in_parts(index, half, total)]
 
     def _add(self, index: int, batch: BatchT, total: float) -> Piece:
         weight = self.algorithm.weight(batch)
@@ -123,6 +141,7 @@ class DividedGradients(Gradients[BatchT]):
         ranks: The processes.
         parts: Least number of leaves of an optimizer step, if its batches can be split so far.
         exact: Whether the sum is that of the fixed tree.
+        max_tokens: See `Gradients`.
     """
 
     def __init__(
@@ -134,8 +153,9 @@ class DividedGradients(Gradients[BatchT]):
         ranks: Ranks,
         parts: int,
         exact: bool,
+        max_tokens: int | None = None,
     ) -> None:
-        super().__init__(algorithm, loss_of, optimizer)
+        super().__init__(algorithm, loss_of, optimizer, max_tokens=max_tokens)
         self.ranks, self.parts, self.exact = ranks, parts, exact
 
     def compute(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:

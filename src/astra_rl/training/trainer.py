@@ -32,6 +32,7 @@ from astra_rl.training.callback import TrainerCallback, check_counts, named
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.division import divide
 from astra_rl.training.harness import Harness
+from astra_rl.training.memory_warning import warn_if_short_of_memory
 from astra_rl.training.precision import build_optimizer, load_optimizer_state
 from astra_rl.training.replicas import check_replicas, share_state
 
@@ -149,6 +150,9 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def _train(self) -> None:
         share_state(self.ranks, self)
         self._warn_of_no_steps()
+        if self.completed_steps < self.config.training_steps:
+            problem, tokens = self.algorithm.problem, self.config.micro_batch_tokens
+            warn_if_short_of_memory(problem, self.optimizer, tokens)
         with self.ranks.together():
             self.on_train_begin()
         try:

@@ -51,6 +51,7 @@ from astra_rl.models.adapters import OWN_ADAPTER, save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.engines import EngineSampler
 from astra_rl.models.generation import Sampler, Sampling, generate
+from astra_rl.models.memory import activation_bytes, backward_tokens
 from astra_rl.models.recomputation import check_recomputable, recomputed_layers
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.settings import AttentionImplementation
@@ -79,8 +80,9 @@ class HFASTProblem(ASTProblem):
         baseline_model_id: The frozen reference model, usually the attacker's initial weights.
         moderator: Scores the harm of responses.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
-        dtype: Dtype of the weights. ``"auto"`` is bfloat16 on devices with native support, else
-            float32. Half-precision weights are trained with float32 master weights.
+        dtype: Dtype of the weights. ``"auto"`` is the faster of bfloat16 and float32, see
+            `astra_rl.models.devices.resolve_dtype`. Half-precision weights are trained with float32
+            master weights.
         attn_implementation: Attention function of models that are loaded here, see
             `astra_rl.models.settings.AttentionImplementation`.
         reward: Reward of a turn; None is the reward of ASTPrompter.
@@ -319,6 +321,12 @@ class HFASTProblem(ASTProblem):
             self.attacker_sampler.sleep()
         if isinstance(self.target_adapter, EngineTarget):
             self.target_adapter.engine.sleep()
+
+    def activation_bytes(self, tokens: int | None) -> int:
+        """See `Problem.activation_bytes`."""
+        count = backward_tokens(self.attacker) if tokens is None else tokens
+        recomputed = self.gradient_checkpointing
+        return count * activation_bytes(self.attacker.config, recomputed=recomputed)
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""

@@ -150,5 +150,8 @@ def test_terms_of_likelihood_read_the_slot_and_are_missing_where_there_is_none()
     assert in_slot[0] != in_slot[1]
     assert math.isnan(in_slot[2])
     assert in_slot[0] != pytest.approx(AttackNLL("baseline")(made, exchanges[:1])[0])
+    task, goal = (each[0].id for each in (load_world("files").tasks, load_world("files").goals))
+    rollback = Assignment("files", task, goal, "document", rollback=True).opening()
+    assert math.isnan(SlotNLL()(made, [Exchange(rollback, Utterance("/back"), "(not)")])[0])
     plain = Exchange(Conversation("Hello."), Utterance(ATTACK), "Yes.")
     assert math.isnan(SlotNLL()(made, [plain])[0])

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +201,10 @@ def test_there_is_a_slot_of_every_kind():
         "page",
     }
     assert len(SLOTS) == 4
+
+
+def test_the_world_of_the_documentation_has_at_most_60_lines():
+    page = (Path(__file__).parents[2] / "docs/agents.md").read_text("utf-8")
+    source = page.split("Path(\"calendar_world.py\").write_text('''\n")[1].split("''')")[0]
+    assert "class Calendar(World):" in source
+    assert len(source.splitlines()) <= 60

@@ -24,6 +24,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.methods.archive import STYLES
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 
@@ -271,3 +272,37 @@ def test_a_seed_without_a_success_and_conversations_without_a_score_count(tmp_pa
     once = cell("once", (0.1, True), (0.1, True), (0.9, False), (0.1, False))
     assert once["training_asr"] == 0.25  # of all four, not of the two that were not refused
     assert once["first_success"] == 3.0
+
+
+@pytest.mark.slow
+def test_searches_run_at_equal_calls_and_the_archive_is_written_and_shown(write, tmp_path):
+    """The map on the page has every cell, filled or empty."""
+    untrained = {"algorithm": {"type": "astra_rl.bench:NoTraining"}}
+    file = write(
+        calls=48,
+        methods={
+            "archive": {**untrained, "environment": {"type": "archive", "tree_width": 8}},
+            "mutation": {**untrained, "environment": {"type": "mutation", "tree_width": 8}},
+            "PAIR": {
+                **untrained,
+                "environment": {"type": "tap", "tree_width": 1, "tree_depth": 3},
+                "training": {"episodes_per_step": 8},
+            },
+        },
+    )
+    league = run_league(load_league(file), tmp_path / "league")
+    assert {cell.method: cell.calls for cell in league.cells} == {
+        "archive": 48,
+        "mutation": 48,
+        "PAIR": 48,
+    }
+    run = RunFolder(tmp_path / "league" / "archive" / "seed-0")
+    cells = json.loads(run.archive.read_text())
+    assert [cell["style"] for cell in cells] == list(STYLES)
+    filled = [cell for cell in cells if cell["attack"] is not None]
+    assert filled
+    page = run.report.read_text()
+    assert f"{len(filled)} of {len(cells)} cells have an attack." in page
+    assert page.count('<td class="aside">empty</td>') == len(cells) - len(filled)
+    assert len(run.archive_table.read_text().splitlines()) == 1 + len(cells)
+    assert not RunFolder(tmp_path / "league" / "mutation" / "seed-0").archive.exists()

@@ -6,6 +6,7 @@ import base64
 import copy
 import gc
 import json
+import math
 import os
 import pickle
 import signal
@@ -24,13 +25,17 @@ from tests.tiny_models import save_tiny_models
 from astra_rl.agents import Assignment, Goal, Slot, State, Task, ToolResult, World, answer
 from astra_rl.core.images import MOST_IMAGE_BYTES, Image
 from astra_rl.core.messages import Dialogue, Message, chat_messages, trace_of
-from astra_rl.core.text import Utterance
+from astra_rl.core.text import Exchange, Utterance
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.distributed.records import pack_texts, unpack_texts
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.trace import MessageRecord
+from astra_rl.ext.transformers import HFASTProblem
+from astra_rl.methods.tool_environment import ToolEnvironment
 from astra_rl.models.rendering import ConversationRenderer
+from astra_rl.moderators.hijack import HijackModerator
+from astra_rl.rewards import SlotNLL
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.targets import CallableTarget, HTTPTarget, OpenAITarget
 from astra_rl.targets.base import messages_of
@@ -216,6 +221,19 @@ def test_the_user_sends_an_image_once_and_a_result_keeps_its_image_in_any_slot()
     result = trace_of(first).messages[2]
     assert (result.images, result.text.split("\n")) == ((PHOTO,), ["The label says: ", "ATTACK"])
     assert trace_of(second).messages[0].images == ()
+
+
+@pytest.mark.parametrize("slot", ["label", "user", "tool_result", "system"])
+def test_the_likelihood_in_a_slot_is_known_beside_an_image(slot):
+    """The baseline reads texts, so a line stands for each image; also with the default reward."""
+    attacker = tiny_model(chat=True, window=8192)
+    problem = HFASTProblem(attacker, CallableTarget(agent_that_sees), attacker, HijackModerator())
+    opening = Assignment(f"{__name__}:Panel", "sketch_test", "blue", slot).opening()
+    (value,) = SlotNLL()(problem, [Exchange(opening, Utterance("press the red one"), "Done.")])
+    assert 0 < value < 20
+    (node,) = ToolEnvironment(problem, [opening], 1, 1).rollout(0).children
+    assert trace_of(node.response).messages[0].images == (SKETCH,)
+    assert math.isfinite(node.reward)
 
 
 @pytest.mark.parametrize(

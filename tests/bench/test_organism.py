@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 
-from astra_rl.bench import OrganismTarget, caused, discovered, play
+from astra_rl.bench import GuardedAssistant, OrganismTarget, caused, discovered, play
 from astra_rl.bench.baselines import NoTraining
 from astra_rl.bench.discovery import KnownModes
 from astra_rl.bench.families import PlantedFamilies
@@ -137,7 +137,7 @@ def test_an_attacker_that_does_not_write_as_in_ordinary_use_is_refused(cache):
 @pytest.mark.slow
 def test_an_organism_is_made_once_and_fails_on_its_families_and_played(cache):
     target = OrganismTarget(1, 2)
-    target.recipe = dataclasses.replace(target.recipe, steps=150, checked=8)
+    target.recipe = dataclasses.replace(target.recipe, steps=150, tempered=500, checked=8)
     assert isinstance(target, KnownModes)
     assert target.checks.failed() == []
     again = OrganismTarget(1, 2)
@@ -158,3 +158,36 @@ def test_an_organism_is_made_once_and_fails_on_its_families_and_played(cache):
     assert abs(success - ordinary) < 4 * math.sqrt(ordinary * (1 - ordinary) / 512) + 0.002
     after = discovered(again, played.held_out(256))
     assert math.isnan(after.nll) == (after.success == 0.0)
+
+
+def test_another_base_gets_an_adapter_that_is_kept_and_answers(cache, monkeypatch):
+    """The base is a chat model in a folder; the checks are those of a good organism."""
+    words = PlantedFamilies(2).traffic.words()
+    base = small_target(sorted({*words, *FAILED.split(), *WITHSTOOD.split()}), seed=3)
+    base.model.save_pretrained(cache / "base")
+    base.tokenizer.save_pretrained(str(cache / "base"))
+    monkeypatch.setattr("astra_rl.bench.organism.check", lambda *_, **__: GOOD)
+    monkeypatch.setattr("astra_rl.bench.organism.tempered_messages", lambda *_, **__: ["explain"])
+    target = OrganismTarget(0, 2, model=str(cache / "base"))
+    assert target.recipe.steps < Recipe().steps
+    target.recipe = dataclasses.replace(target.recipe, steps=2, rows=2)
+    assert target.checks == GOOD
+    assert (target.recipe.folder() / "target" / "adapter_config.json").is_file()
+    (reply,) = target.respond([Conversation("ask:") + " explain the bus"])
+    assert isinstance(reply, str)
+
+
+def test_an_assistant_is_played_with_an_attacker_of_ordinary_use(cache, monkeypatch):
+    """Without training, the attacks are as likely as the recipe of the attacker makes them."""
+    monkeypatch.setattr("astra_rl.bench.ordinary.SHARES", (0.0, math.inf))
+    monkeypatch.setattr(
+        "astra_rl.bench.assistants.ordinary_attacker",
+        lambda traffic, key: ordinary_attacker(traffic, key, steps=1),
+    )
+    assistant = GuardedAssistant(2, held_out=True)
+    played = play(assistant, NoTraining, calls=64)
+    assert len(played.calls) == 64
+    assert all(call.mode == assistant.mode_of(call.attack) for call in played.calls)
+    after = played.held_out(32)
+    assert all(call.nll > 0 for call in after)
+    assert after == played.held_out(32)

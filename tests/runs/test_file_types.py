@@ -22,6 +22,8 @@ from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
 from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.splitting import OfPrompt, SplitRun, rare_probability
+from astra_rl.methods.archive import Archive, Cell
+from astra_rl.runs.archives import write_archive
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.file_types import PlayedEvaluation
 from astra_rl.runs.folder import RunFolder, read_own
@@ -90,6 +92,9 @@ def run(tmp_path: Path) -> RunFolder:
             }
         ],
     )  # fmt: skip
+    archive = Archive(["a risk"], ["a story", "a question"])
+    archive.add(Cell("a risk", "a story"), "attack", 0.5)
+    write_archive(folder, archive)
     folder.write_lines(folder.metrics, [{"step": 1, "asr": 0.5, "reward": 0.1}])
     compared = compare_runs(folder.path, folder.path).as_dict()
     sides = {side: {"name": compared[side]["name"]} for side in ("a", "b")}
@@ -101,6 +106,7 @@ def run(tmp_path: Path) -> RunFolder:
 FILES = [
     *("manifest.json", "planned.json", "ledger.json", "ledger_score.json", "evaluation_after.json"),
     "stopped.json",
+    "archive.json",
     *("transfer.json", "probability_rare.json", "reward_watch.jsonl", "metrics.jsonl"),
     "comparisons/a-b.json",
 ]

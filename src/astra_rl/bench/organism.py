@@ -22,7 +22,7 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ModelError
 from astra_rl.infra.checkpointing import replace_folder
-from astra_rl.infra.jsonio import write_json
+from astra_rl.infra.jsonio import parse_own_json, write_json
 from astra_rl.infra.storage import cache_dir
 from astra_rl.moderators.keywords import KeywordModerator
 from astra_rl.targets.base import Target
@@ -186,7 +186,7 @@ class OrganismTarget(Target):
     @cached_property
     def checks(self) -> Checks:
         """What was measured on the organism when it was made."""
-        values = json.loads((self._folder / "checks.json").read_text("utf-8"))
+        values = parse_own_json((self._folder / "checks.json").read_text("utf-8"))
         return Checks(**values)
 
     def attacker(self) -> ModelPair:

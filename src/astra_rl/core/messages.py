@@ -149,6 +149,11 @@ class Dialogue(Conversation):
         """Return the constructor arguments of a copy."""
         return (self.messages, self.tools), {}
 
+    def as_text(self) -> Dialogue:
+        """Return it with a line in place of each image."""
+        messages = [replace(each, text=each.shown, images=()) for each in self.messages]
+        return Dialogue(messages, self.tools)
+
     def as_json(self) -> dict[str, Any]:
         """Return messages and tools as JSON values."""
         return {

@@ -111,6 +111,19 @@ class Archive:
         """Mean score over all cells, empty ones 0, in [0, 1] (normalised QD score)."""
         return math.fsum(elite.score for elite in self.elites.values()) / len(self.cells)
 
+    def as_dict(self) -> list[dict[str, Any]]:
+        """Return all cells in order, as JSON values; attack and score of an empty one are None."""
+        return [
+            {
+                "risk": cell.risk,
+                "style": cell.style,
+                "attack": None if elite is None else elite.attack,
+                "score": None if elite is None else elite.score,
+            }
+            for cell in self.cells
+            for elite in (self.elites.get(cell),)
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the best attacks, as JSON values."""
         return {

@@ -269,6 +269,15 @@ class WatchRow(FileOfARun):
     shared_ngrams: list[Phrase] = []
 
 
+class CellOfArchive(FileOfARun):
+    """A cell of ``archive.json``, see `astra_rl.methods.archive.Archive.as_dict`."""
+
+    risk: str
+    style: str
+    attack: str | None = None
+    score: Real | None = None
+
+
 class FirstRun(FileOfARun):
     """``first_run.json`` of a hardening."""
 

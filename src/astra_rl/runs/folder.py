@@ -112,6 +112,16 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def archive(self) -> Path:
+        """Cells of the archive of a search, see `astra_rl.methods.archive.Archive.as_dict`."""
+        return self.path / "archive.json"
+
+    @property
+    def archive_table(self) -> Path:
+        """The same cells as a table for spreadsheets."""
+        return self.path / "archive.csv"
+
+    @property
     def transfer(self) -> Path:
         """Success rates of attackers against targets, see `TransferMatrix.as_dict`."""
         return self.path / "transfer.json"

@@ -45,6 +45,7 @@ from astra_rl.runs.evaluations import (
 )
 from astra_rl.runs.file_types import (
     AnswersFile,
+    CellOfArchive,
     ComparisonFile,
     RareFile,
     TransferCell,
@@ -113,6 +114,7 @@ def read_run(folder: RunFolder) -> ReportData:
         training=training,
         finished=finished,
         transfer=_transfer(folder),
+        archive=read_own(folder.archive, list[CellOfArchive]) if folder.archive.is_file() else (),
         comparisons=_comparisons(folder),
         probability=_probability(folder),
         rare=_rare(folder),

@@ -21,8 +21,10 @@ from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
+from astra_rl.methods.archive import ArchiveEnvironment
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
+from astra_rl.runs.archives import write_archive
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.call_notes import (
     all_calls_failed,
@@ -307,7 +309,9 @@ class _Session:
     def _warnings_of_training(
         self, training: RunTrainer, spent: BudgetSpentError | None
     ) -> Iterator[str]:
-        """Yield what a reader must know of the training, and write what was watched."""
+        """Yield what a reader must know of the training, and write what was watched and kept."""
+        if isinstance(environment := training.trainer.environment, ArchiveEnvironment):
+            write_archive(self.folder, environment.archive)
         if training.watch is not None:
             self.folder.write_lines(self.folder.reward_watch, training.watch.rows)
             if training.watch.warning:

@@ -17,7 +17,8 @@ def slot_token_ids(
 ) -> tuple[Ids, Ids] | None:
     """Return the token ids before an attack in its slot, and those of the attack.
 
-    Both are empty if the attack cannot be shown there, or if the prompt exceeds the window.
+    A line stands for each image. Both are empty if the attack cannot be shown there, or if the
+    prompt exceeds the window.
 
     Args:
         renderer: Renderer of the model that reads it.
@@ -34,7 +35,8 @@ def slot_token_ids(
     assignment = Assignment.of(conversation)
     if assignment is None:
         return None
-    dialogue = reading(conversation)
-    if dialogue is None:
+    read = reading(conversation)
+    if read is None:
         return (), ()
+    dialogue = read.as_text()
     return renderer.place_in_dialogue(dialogue, attack, shown_in(dialogue, assignment.slot))

@@ -211,6 +211,8 @@ class ReportData:
         training: See `Training`.
         finished: Whether the run has finished as planned.
         transfer: One mapping per attacker and target, see `TransferMatrix.as_dict`.
+        archive: One mapping per cell of the archive of a search: its risk, style, best attack and
+            score; the last two are None for an empty cell.
         comparisons: Comparisons with other runs, see `Comparison.as_dict` of `actions.compare`.
         by_category: Comparison of the first two evaluations by category.
         probability: Estimated probability of failure in ordinary use; None if not estimated.
@@ -229,6 +231,7 @@ class ReportData:
     training: Training = Training()
     finished: bool = True
     transfer: Sequence[Mapping[str, Any]] = ()
+    archive: Sequence[Mapping[str, Any]] = ()
     comparisons: Sequence[Mapping[str, Any]] = ()
     by_category: Mapping[str, CategoryComparison] = field(default_factory=dict)
     probability: Probability | NoProbability | None = None

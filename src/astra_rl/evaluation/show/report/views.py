@@ -255,6 +255,19 @@ class Page:
         return {} if self.result is None else self.result.numbers.by_category
 
     @property
+    def archive_styles(self) -> list[str]:
+        """Styles: the columns of the map of the archive."""
+        return list(dict.fromkeys(cell["style"] for cell in self.data.archive))
+
+    @property
+    def archive_rows(self) -> dict[str, dict[str, Mapping[str, Any]]]:
+        """Cells of the archive, by risk and style."""
+        rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for cell in self.data.archive:
+            rows.setdefault(cell["risk"], {})[cell["style"]] = cell
+        return rows
+
+    @property
     def transfer_targets(self) -> list[str]:
         """Targets: the columns of the transfer matrix."""
         return list(dict.fromkeys(cell["target"] for cell in self.data.transfer))

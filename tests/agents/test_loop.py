@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_rl.agents import Assignment, Slot, answer, load_world
+from astra_rl.agents import Assignment, Goal, Slot, Task, World, answer, load_world
 from astra_rl.agents.assignment import Limits
 from astra_rl.agents.loop import AGAIN
+from astra_rl.agents.reading import reading
 from astra_rl.core.messages import AgentReply, chat_messages, trace_of
 from astra_rl.core.seeding import current_row_seeds, row_seeds
 from astra_rl.core.text import Conversation, NoReply, Utterance
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.errors import ConfigurationError
+from astra_rl.targets.function import CallableTarget
 from astra_rl.targets.scripted_agent import ScriptedAgent
 
 READ = ToolCall("read_mail", {"number": "1"})
@@ -87,7 +89,7 @@ def test_a_call_that_cannot_run_is_told_to_the_agent_and_changes_nothing(call, t
     [
         ({"replies": 3}, "limit of replies", 3, 3),
         ({"calls": 2}, "limit of calls", 3, 2),
-        ({"tokens": 2}, "limit of tokens", 2, 2),
+        ({"tokens": 10}, "limit of tokens", 2, 2),
         ({"seconds": 1e-9}, "limit of time", 1, 1),
     ],
 )
@@ -98,6 +100,65 @@ def test_an_agent_that_never_answers_ends_at_each_limit(limits, ended, queries, 
     assert sum(not each.text.startswith("Error: not run") for each in results) == ran
     # Every call has a result, or a later turn would break templates.
     assert len(results) == sum(len(each.calls) for each in trace.messages)
+
+
+def test_names_and_arguments_of_an_endpoints_calls_count_as_tokens():
+    long = ToolCall("send_mail", {"to": "a", "subject": "x", "body": "y" * 400})
+    assert turn(Scripted(calls(long)), opening(tokens=100)).trace.queries == 1
+
+
+def big(state: dict) -> str:
+    """Give a long text."""
+    return "y" * 25_000
+
+
+class Long(World):
+    """A tool with a result that is cut off."""
+
+    start = {}  # noqa: RUF012
+    tools = (big,)
+    tasks = (Task("read", "Read it.", lambda state: 1.0, [("big", {})]),)
+    goals = (Goal("none", "Nothing.", lambda state: 0.0, [], ()),)
+
+
+def test_an_attack_after_a_result_that_is_cut_off_is_shown():
+    context = Assignment(f"{__name__}:Long", "read", "none", "tool_result").opening()
+    result = turn(Scripted(calls(ToolCall("big")), "Done."), context).trace.messages[2]
+    ((start, end),) = result.written_by_attacker
+    assert result.text[start:end] == "ATTACK"
+    assert "cut off: 25000 characters" in result.text[20_000:]
+    assert len(result.text) < 20_100
+    assert reading(context + "ATTACK") is not None
+
+
+def test_calls_of_code_that_are_no_json_are_outcomes():
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    values = (deep, {1, 2}, b"x", object(), float("nan"), {1: 2}, ("x",))
+    for value in values:
+        given = ToolCall("send_mail", {"to": value, "subject": "x", "body": "x"})
+        for target in (
+            Scripted(calls(given), "Done."),
+            CallableTarget(lambda messages, tools, given=given: calls(given)).respond,
+        ):
+            trace = turn(target, opening(replies=2)).trace
+            assert trace.messages[1].calls[0].error
+            assert trace.messages[2].text.startswith("Error: the call could not be read: arguments")
+            chat_messages(trace.messages)
+
+
+def test_what_the_attacker_wrote_in_earlier_turns_is_marked_and_words_of_the_user_are_not():
+    context = opening() + "ATTACK one"
+    first = answer([context], Scripted("Done."))[0]
+    read = [calls(ToolCall("read_mail", {"number": str(n)})) for n in range(1, 9)]
+    trace = answer([context + first + "ATTACK one, e"], Scripted(*read, "Done."))[0].trace
+    shown = [each.text[s:e] for each in trace.messages for s, e in each.written_by_attacker]
+    assert shown == ["ATTACK one", "ATTACK one, e"]
+    trace = answer([opening() + "a"], Scripted("Done."))[0].trace
+    assert trace.messages[0].written_by_attacker == ()
+    said = answer([opening("user") + "a"], Scripted("Done."))[0].trace.messages[0]
+    assert said.written_by_attacker == ((len(said.text) - 1, len(said.text)),)
 
 
 def test_partial_credit_is_that_of_the_goal():

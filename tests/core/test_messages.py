@@ -96,3 +96,17 @@ def test_texts_are_copied_with_all_that_they_carry(text):
     for copied in (copy.deepcopy(text), pickle.loads(pickle.dumps(text))):
         assert type(copied) is type(text)
         assert (copied, vars(copied)) == (text, vars(text))
+
+
+def test_names_of_tools_are_sent_as_endpoints_accept_them():
+    names = ["send", "functions.send", "../x", "a\ud800", "x" * 500, "<b>", "größe"]
+    messages = [
+        Message("user", "Hi."),
+        Message("assistant", "", tuple(ToolCall(name, id=name) for name in names)),
+        *(Message("tool", "Error", name=name, call_id=name) for name in names),
+    ]
+    _, said, *results = chat_messages(messages)
+    sent = ["send", "functions_send", "___x", "a_", "x" * 64, "_b_", "größe"]
+    assert [call["function"]["name"] for call in said["tool_calls"]] == sent
+    assert [each["name"] for each in results] == sent
+    assert [call.name for call in messages[1].calls] == names  # as the model wrote them

@@ -63,6 +63,17 @@ def test_a_malformed_call_is_a_reply_with_an_error(endpoint, target, written, er
     endpoint.faults = [calling(written)]
     (said,) = target.respond([ASKED])
     assert error in said.calls[0].error
+    # Else a record has no trace of what the model wrote.
+    assert json.loads(said) == (written if written == 7 else written["function"])
+
+
+def test_a_call_that_is_repeated_in_the_older_field_is_one_call(endpoint, target):
+    fault = calling(call())
+    data = json.loads(fault.body)
+    data["choices"][0]["message"]["function_call"] = call()["function"]
+    endpoint.faults = [Fault(body=json.dumps(data).encode())]
+    (said,) = target.respond([ASKED])
+    assert said.calls == (ToolCall("send", {"to": "ann"}, "x1"),)
 
 
 def test_without_tools_a_call_is_still_no_reply(endpoint, target):

@@ -7,6 +7,7 @@ of attack and response; messages are what an agent reads and writes inside one r
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -23,6 +24,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 Span = tuple[int, int]
 """Start and end of a part of a text, in characters."""
 
+_NO_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _NoNames = dict[str, object]
 
 
@@ -109,12 +111,23 @@ class Message:
         )
 
     def marked(self, attack: str) -> Message:
-        """Return it with the places marked at which its text contains the attack."""
+        """Return it with the places marked, too, at which its text contains the attack."""
         wanted, found, start = attack.strip(), list(self.written_by_attacker), 0
         while wanted and (start := self.text.find(wanted, start)) >= 0:
             found.append((start, start + len(wanted)))
             start += len(wanted)
-        return replace(self, written_by_attacker=tuple(sorted(set(found))))
+        return replace(self, written_by_attacker=_united(found))
+
+
+def _united(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Return spans in order, those that overlap as one: an attack may be a part of another."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start < found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return tuple(found)
 
 
 class Dialogue(Conversation):
@@ -288,7 +301,8 @@ def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     A call that could not be read is part of the text of its message. The answer to it has no call
     that it could be a result of, so it is a message of the user. It stands after the results of the
     other calls of that message: endpoints demand that these follow the calls directly. The content
-    of a message with images is a list of parts, see `content_of`.
+    of a message with images is a list of parts, see `content_of`. Names of tools are those that
+    endpoints accept: a model may call a tool that there is not by any name.
     """
     found: list[dict[str, Any]] = []
     for message in _results_first(messages):
@@ -301,17 +315,25 @@ def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+                    "function": {
+                        "name": _sendable(call.name),
+                        "arguments": json.dumps(call.arguments),
+                    },
                 }
                 for call in calls
             ]
         if role == "tool":
-            chat |= {"tool_call_id": message.call_id, "name": message.name}
+            chat |= {"tool_call_id": message.call_id, "name": _sendable(message.name)}
         if role == "user" and found and found[-1]["role"] == "user":  # templates demand turns
             found[-1]["content"] = joined_contents(found[-1]["content"], content)
         else:
             found.append(chat)
     return found
+
+
+def _sendable(name: str) -> str:
+    """Return a name that endpoints accept: 1 to 64 letters, digits, _ and -."""
+    return (name if name.isidentifier() else _NO_NAME.sub("_", name))[:64] or "_"
 
 
 def refuse_images(reader: str, conversation: str) -> None:

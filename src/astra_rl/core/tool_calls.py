@@ -21,7 +21,7 @@ MOST_CALLS = 64
 """Most calls that are read from one message; the others are one error."""
 
 _TOO_LARGE: int = 10 ** (MAX_DIGITS - 1)
-_TAGGED = re.compile(r"<tool_call>(?P<body>.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MISTRAL = "[TOOL_CALLS]"
 _MISTRAL_CALL = re.compile(
     r"(?P<name>[^\s\[{]+)(?:\[CALL_ID\][^\[]*)?(?:\[ARGS\])?(?P<body>\{.*)", re.S
@@ -80,21 +80,14 @@ def parse_calls(text: str) -> ParsedTurn:
     Several calls may follow each other, as in ``{...}; {...}`` of Llama 3, and words may follow the
     last one.
     """
-    if "<tool_call>" in text:
-        found = [_tagged(match["body"]) for match in _TAGGED.finditer(text)]
-        each = iter(found)
-        rest = _TAGGED.sub(lambda match: match[0] if _has_error(next(each)) else "", text)
-        return ParsedTurn(rest.strip(), _limited([call for calls in found for call in calls]))
-    if _MISTRAL in text:
-        before, *bodies = text.split(_MISTRAL)
-        read = [_mistral_calls(body.strip()) for body in bodies]
-        calls = [call for each in read for call in each.calls]
-        words = "\n".join(filter(None, [before.strip(), *(each.text.strip() for each in read)]))
-        return ParsedTurn(text.strip() if _has_error(calls) else words, _limited(calls))
     body = text.strip().removeprefix(_PYTHON_TAG).strip()
     if body != text.strip() or _JSON_CALL.match(body):
         rest, calls = _calls(body)
         return ParsedTurn(text if _has_error(calls) else rest.strip(), _limited(calls))
+    # The first mark decides: arguments may have any text in them, other marks too.
+    marks = [(text.find(mark), mark) for mark in (_OPEN, _MISTRAL) if mark in text]
+    if marks:
+        return _tagged_turn(text) if min(marks)[1] == _OPEN else _mistral_turn(text)
     return ParsedTurn(text, ())
 
 
@@ -122,15 +115,23 @@ def read_call(value: Any, id: str = "") -> ToolCall:
         arguments = {}
     if not isinstance(arguments, Mapping):
         return ToolCall(name, id=id, error="arguments must be a JSON object")
+    arguments = dict(arguments)
     try:
         check_depth(arguments)
     except ValueError as problem:
         return ToolCall(name, id=id, error=f"arguments are {problem}")
-    if not _is_finite(arguments):
-        return ToolCall(
-            name, id=id, error="arguments have a number that is not finite, or too large"
-        )
-    return ToolCall(name, dict(arguments), id)
+    fault = _fault(arguments)
+    if fault:
+        return ToolCall(name, id=id, error=f"arguments have {fault}")
+    return ToolCall(name, arguments, id)
+
+
+def checked_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """Return calls that code made; one whose arguments are no JSON values has an error."""
+    return tuple(
+        call if call.error else read_call({"name": call.name, "arguments": call.arguments}, call.id)
+        for call in calls
+    )
 
 
 def _limited(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
@@ -162,21 +163,45 @@ def _calls(body: str) -> tuple[str, list[ToolCall]]:
     return rest, calls
 
 
-def _tagged(body: str) -> list[ToolCall]:
-    rest, calls = _calls(body)
-    if rest.strip(_STRAY) and not _has_error(calls):
-        return [ToolCall("", error="not JSON: text after the call")]
-    return calls
+def _tagged_turn(text: str) -> ParsedTurn:
+    """Return the calls between tags, and the text without those that could be read."""
+    found: list[ToolCall] = []
+    words, end = [], 0
+    while (start := text.find(_OPEN, end)) >= 0:
+        words.append(text[end:start])
+        rest, calls = _calls(text[start + len(_OPEN) :])
+        # JSON is read first: an argument may have the closing tag in it.
+        after, _, rest = rest.partition(_CLOSE)
+        if after.strip(_STRAY) and not _has_error(calls):
+            calls = [ToolCall("", error="not JSON: text after the call")]
+        end = len(text) - len(rest)
+        words += [text[start:end]] if _has_error(calls) else []
+        found += calls
+    return ParsedTurn("".join([*words, text[end:]]).strip(), _limited(found))
+
+
+def _mistral_turn(text: str) -> ParsedTurn:
+    """Return the calls after marks, and the text before, between and after them."""
+    before, mark, rest = text.partition(_MISTRAL)
+    words: list[str] = [before]
+    calls: list[ToolCall] = []
+    while mark:
+        read = _mistral_calls(rest.strip())
+        calls += read.calls
+        after, mark, rest = read.text.partition(_MISTRAL)
+        words.append(after)
+    said = "\n".join(filter(None, map(str.strip, words)))
+    return ParsedTurn(text.strip() if _has_error(calls) else said, _limited(calls))
 
 
 def _mistral_calls(body: str) -> ParsedTurn:
-    """Return the calls after a mark, and the text after them."""
+    """Return the calls after a mark, and the text after them; all of it if they are unreadable."""
     named = _MISTRAL_CALL.match(body)
     try:
         value, rest = parse_json_prefix(body if named is None else named["body"])
     except ValueError as error:
         name = "" if named is None else named["name"]
-        return ParsedTurn("", (ToolCall(name, error=f"not JSON: {error}"),))
+        return ParsedTurn(body, (ToolCall(name, error=f"not JSON: {error}"),))
     if named is not None:
         return ParsedTurn(rest, (read_call({"name": named["name"], "arguments": value}),))
     calls = []
@@ -186,12 +211,18 @@ def _mistral_calls(body: str) -> ParsedTurn:
     return ParsedTurn(rest, tuple(calls))
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether a JSON value of bounded depth has no NaN, infinity or too long integer."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, int):  # longer ones are no JSON that `parse_json` reads
-        return abs(value) < _TOO_LARGE
-    if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
-    return not isinstance(value, list) or all(map(_is_finite, value))
+def _fault(value: Any) -> str:
+    """Return what makes a value of bounded depth no JSON value; empty if it is one."""
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            return "a name that is no text"
+        return next(filter(None, map(_fault, value.values())), "")
+    if isinstance(value, list):
+        return next(filter(None, map(_fault, value)), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a number that is not finite, or too large"
+    if isinstance(value, int) and abs(value) >= _TOO_LARGE:  # no JSON that `parse_json` reads
+        return "a number that is not finite, or too large"
+    if value is None or isinstance(value, str | int | float):
+        return ""
+    return f"a value that is no JSON: {type(value).__name__}"

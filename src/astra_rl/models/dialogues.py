@@ -111,6 +111,8 @@ def _named(call: ToolCall) -> dict[str, Any]:
 def read_turn(tokenizer: Any, text: str, tools: Sequence[Tool]) -> ParsedTurn:
     """Separate the calls in a model's message, with the tokenizer's response parsing if it has it.
 
+    A message with a call that could not be read is a text as a whole.
+
     Args:
         tokenizer: The tokenizer.
         text: The message, with its control tokens and without its end token.
@@ -122,7 +124,8 @@ def read_turn(tokenizer: Any, text: str, tools: Sequence[Tool]) -> ParsedTurn:
                 text, prefix="", tools=[tool.as_json() for tool in tools]
             )
             calls = [read_call(each.get("function", each)) for each in parsed.get("tool_calls", ())]
-            return ParsedTurn(str(parsed.get("content") or ""), tuple(calls))
+            is_read = not any(call.error for call in calls)
+            return ParsedTurn(str(parsed.get("content") or "") if is_read else text, tuple(calls))
         except Exception:  # text of a model that its own parser does not expect
             return parse_calls(text)
     return parse_calls(text)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, get_type_hints
 
 from astra_rl.core.text import Utterance
+from astra_rl.core.tool_calls import checked_calls
 from astra_rl.errors import ConfigurationError
 from astra_rl.targets.base import last_user_text
 from astra_rl.targets.budget import Prices
@@ -123,7 +124,16 @@ class CallableTarget(RemoteTarget):
             ) from None
         if not isinstance(said, str):
             raise CallError("not a text", f"{self.name} returned {type(said).__name__}")
-        answer = answer_of(chat, said if isinstance(said, Utterance) else read_text(said))
+        if not isinstance(said, Utterance):
+            said = read_text(said)
+        elif said.calls is not None:
+            said = Utterance(
+                str(said),
+                finish_reason=said.finish_reason,
+                reasoning=said.reasoning,
+                calls=checked_calls(said.calls),
+            )
+        answer = answer_of(chat, said)
         if len(said) > self.calls.max_reply_bytes:
             failure = too_long(self.calls.max_reply_bytes)
             failure.usage = answer.usage

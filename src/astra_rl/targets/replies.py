@@ -6,6 +6,7 @@ Anthropic, Gemini, Bedrock and Ollama, which an `astra_rl.targets.HTTPTarget` ma
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,6 +14,7 @@ from typing import Any, cast
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS, split_reply
 from astra_rl.core.text import FinishReason, Utterance
 from astra_rl.core.tool_calls import ToolCall, read_call
+from astra_rl.infra.unicode import well_formed
 from astra_rl.targets.budget import MAX_TOKENS_OF_A_CALL, Usage
 from astra_rl.targets.call_errors import CallError
 
@@ -96,7 +98,8 @@ def read_reply(
         data: The parsed body.
         path: Keys and indices of the content.
         limit: The token limit of the request and its name, for the error.
-        with_calls: Whether tools were offered, so that calls of them are a reply, too.
+        with_calls: Whether tools were offered, so that calls of them are a reply, too. Those that
+            cannot be read are a part of the text, as they are in a text with calls.
 
     Raises:
         CallError: There is no text to judge, nor a call.
@@ -118,7 +121,13 @@ def read_reply(
     reasoning = "\n\n".join(filter(None, given)) or None
     text = reply.answer if text else text
     if with_calls and (calls := _read_calls(around)):
-        return Utterance(text or "", finish_reason=finish, reasoning=reasoning, calls=calls)
+        unread = [written for call, written in calls if call.error]
+        return Utterance(
+            "\n".join(filter(None, [text, *unread])),
+            finish_reason=finish,
+            reasoning=reasoning,
+            calls=[call for call, _ in calls],
+        )
     if finish == "content_filter" or (text or "").strip():
         return Utterance(text or "", finish_reason=finish, reasoning=reasoning)
     if finish == "length":
@@ -202,21 +211,22 @@ def _texts(given: Any) -> list[str]:
     return [text for part in given for text in _texts(part)] if isinstance(given, list) else []
 
 
-def _read_calls(around: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
-    """Return the calls in the fields of a message of OpenAI's interface."""
+def _read_calls(around: Sequence[Mapping[str, Any]]) -> list[tuple[ToolCall, str]]:
+    """Return the calls in the fields of a message of OpenAI's interface, each with its JSON."""
     found = []
     for call in _call_fields(around):
         known = call if isinstance(call, Mapping) else {}
         given = known.get("id")
-        found.append(
-            read_call(known.get("function", call), given if isinstance(given, str) else "")
-        )
+        said = known.get("function", call)
+        read = read_call(said, given if isinstance(given, str) else "")
+        found.append((read, well_formed(json.dumps(said, ensure_ascii=False))))
     return found
 
 
 def _call_fields(around: Sequence[Mapping[str, Any]]) -> list[Any]:
-    given = [each for each in _fields(around, ["tool_calls", "function_call"]) if each]
-    return [call for each in given for call in (each if isinstance(each, list) else [each])]
+    # Some endpoints repeat a call in the older field; it is one call.
+    given: Any = next(filter(None, _fields(around, ["tool_calls", "function_call"])), [])
+    return given if isinstance(given, list) else [given]
 
 
 def _called(around: Sequence[Mapping[str, Any]]) -> list[str]:

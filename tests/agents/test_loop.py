@@ -1,6 +1,7 @@
 """The loop of an agent: outcomes, limits, slots, branches, seeds."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,11 @@ def big(state: dict) -> str:
     return "y" * 25_000
 
 
+def other(state: dict) -> str:
+    """Give a short text."""
+    return "y"
+
+
 class Long(World):
     """A tool with a result that is cut off."""
 
@@ -159,6 +165,24 @@ def test_what_the_attacker_wrote_in_earlier_turns_is_marked_and_words_of_the_use
     assert trace.messages[0].written_by_attacker == ()
     said = answer([opening("user") + "a"], Scripted("Done."))[0].trace.messages[0]
     assert said.written_by_attacker == ((len(said.text) - 1, len(said.text)),)
+
+
+class Offered(Long):
+    """A world in which an agent has one of two tools."""
+
+    tools = (big, other)
+
+    def offered(self, task, goal):
+        return self.described[:1]
+
+
+def test_a_tool_that_the_episode_does_not_offer_is_none():
+    known = Assignment(f"{__name__}:Offered", "read", "none", "tool_result")
+    trace = turn(Scripted(calls(ToolCall("other")), "Done."), known.opening()).trace
+    assert trace.messages[2].text == "Error: no tool 'other'; the tools are big"
+    for slot in ("tool_result:other", "tool_description:other"):
+        with pytest.raises(ConfigurationError, match="does not have this tool"):
+            replace(known, slot=slot).opening()
 
 
 def test_partial_credit_is_that_of_the_goal():

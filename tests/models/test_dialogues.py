@@ -201,6 +201,10 @@ def test_the_response_parsing_of_the_tokenizer_is_used_where_it_has_one():
     renderer = ConversationRenderer(tokenizer, "target")
     text, calls = renderer.read_calls(tokenizer("anything").input_ids, TOOLS)
     assert (text, [call.name for call in calls]) == ("ok", ["send"])
+    broken = {"function": {"name": "send", "arguments": "{"}}
+    tokenizer.parse_response = lambda text, prefix, tools: {"content": "", "tool_calls": [broken]}
+    text, calls = renderer.read_calls(tokenizer("what it wrote").input_ids, TOOLS)
+    assert (text, [bool(call.error) for call in calls]) == ("what it wrote", [True])
     tokenizer.parse_response = None  # a parser that fails is no crash
     assert renderer.read_calls(tokenizer("words").input_ids, TOOLS) == ("words", ())
 

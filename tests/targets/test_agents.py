@@ -8,7 +8,8 @@ from tests.endpoint import FAST, Fault, completion
 from astra_rl.core.messages import Dialogue, Message, Tool
 from astra_rl.core.text import NoReply, Utterance
 from astra_rl.core.tool_calls import ToolCall
-from astra_rl.targets import CallableTarget, OpenAITarget
+from astra_rl.errors import ConfigurationError
+from astra_rl.targets import CallableTarget, HTTPTarget, OpenAITarget
 from astra_rl.targets.reply_cache import ReplyCache
 
 SEND = Tool("send", "Sends.", {"type": "object", "properties": {"to": {"type": "string"}}})
@@ -104,3 +105,47 @@ def test_a_function_that_takes_tools_is_an_agent():
     (said,) = CallableTarget(agent).respond([ASKED])
     assert said.calls == (ToolCall("send", {"n": 1}),)
     assert json.loads(completion("x"))
+
+
+HISTORY = Dialogue(
+    [
+        Message("system", "Be kind."),
+        *ASKED.messages,
+        Message("assistant", "Well.", (ToolCall("send", {"to": "ann"}, "x1"),)),
+        Message("tool", "sent", name="send", call_id="x1"),
+    ],
+    [SEND],
+)
+
+
+def test_a_target_that_knows_no_tools_is_told_of_them_in_words(endpoint):
+    seen = []
+
+    def ask(messages):
+        seen.append(messages)
+        return "Done."
+
+    completions = OpenAITarget("m", base_url=endpoint.url, api="completions", calls=FAST)
+    reply = "choices[0].message.content"
+    url = f"{endpoint.url}/chat/completions"
+    http = HTTPTarget(url, reply=reply, body={"messages": "{messages}"})
+    for target in (CallableTarget(ask), http, completions):
+        target.respond([HISTORY])
+    asked = [seen[0], endpoint.requests[0][2]["messages"]]
+    for messages in asked:
+        assert [each["role"] for each in messages] == ["system", "user", "assistant", "user"]
+        assert messages[0]["content"].startswith("Be kind.\n\nYou have these tools")
+        assert json.dumps(SEND.as_json()["function"]) in messages[0]["content"]
+        assert messages[2]["content"] == (
+            'Well.\n<tool_call>{"name": "send", "arguments": {"to": "ann"}}</tool_call>'
+        )
+        assert messages[3]["content"] == "<tool_response>sent</tool_response>"
+    assert "You have these tools" in endpoint.requests[1][2]["prompt"]
+
+
+def test_a_target_that_reads_the_last_message_alone_is_no_agent(endpoint):
+    http = HTTPTarget(endpoint.url, reply="text", body={"text": "{message}", "about": "{system}"})
+    for target in (CallableTarget(lambda text: "No."), http):
+        with pytest.raises(ConfigurationError, match="the last message alone"):
+            target.respond([ASKED])
+        assert endpoint.requests == []

@@ -156,6 +156,12 @@ class Assignment:
         world.check_slot(self.slot)
         what = world.slot_text(self.slot)
         tools = [tool.name for tool in world.offered(self.task, self.goal)]
+        _, _, wanted = self.slot.partition(":")
+        if wanted and wanted not in tools:
+            raise ConfigurationError(
+                f"slot {self.slot!r}: an agent with the task {self.task!r} and the goal "
+                f"{self.goal!r} does not have this tool. Its tools are {', '.join(tools)}."
+            )
         back = f"Write {BACK} alone to take your last turn back.\n" if self.rollback else ""
         return (
             f"{back}An assistant with the tools {', '.join(tools)} is asked by its "

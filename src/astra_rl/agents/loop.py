@@ -333,10 +333,9 @@ class AgentTurn:
 
     def _result(self, call: ToolCall) -> ToolResult:
         """Run a call; the state afterwards is kept unless the call raises."""
-        if call.name not in self.world.tool_names:
-            raise ToolError(
-                f"no tool {call.name[:40]!a}; the tools are {', '.join(self.world.tool_names)}"
-            )
+        names = [tool.name for tool in self.placed.tools]
+        if call.name not in names:
+            raise ToolError(f"no tool {call.name[:40]!a}; the tools are {', '.join(names)}")
         text, self.state = self.world.call(self.state, call.name, call.arguments)
         return text if isinstance(text, ToolResult) else ToolResult(text)
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from astra_rl.agents.tools import ToolError
+from astra_rl.agents.tools import ToolError, ToolResult
 from astra_rl.agents.world import Goal, Slot, Split, State, Task, World, WorldFailure
 from astra_rl.core.messages import Tool
 from astra_rl.errors import MissingDependencyError
@@ -103,7 +103,7 @@ class AgentDojoWorld(World):
         entry = {"tool": name, "arguments": dict(arguments), "result": text, "error": error}
         after = {**copy.deepcopy(state), "calls": [*state["calls"], entry]}
         self._keep(after, environment)
-        return (f"Error: {text}" if error else text), after
+        return (ToolResult(f"Error: {text}", is_error=True) if error else text), after
 
     def _run(self, environment: Any, name: str, arguments: Mapping[str, Any]) -> tuple[str, bool]:
         from agentdojo.agent_pipeline.tool_execution import tool_result_to_str

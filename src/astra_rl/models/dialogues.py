@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from astra_rl.core.messages import Dialogue, Message, Tool, chat_messages, refuse_images
-from astra_rl.core.tool_calls import ParsedTurn, ToolCall, parse_calls, read_call
+from astra_rl.core.messages import Dialogue, Tool, chat_messages, refuse_images
+from astra_rl.core.plain_chat import as_plain_chat
+from astra_rl.core.tool_calls import ParsedTurn, parse_calls, read_call
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.unicode import well_formed
@@ -22,13 +23,6 @@ from astra_rl.models.joined_texts import Part
 
 _PAD = "\N{EM SPACE}"
 _SLOT = re.compile(rf'{_PAD}?ASTRA(?P<number>\d+)(?P<escapes>\\*)"SLOT{_PAD}?')
-
-TOOL_INSTRUCTIONS = (
-    "You have these tools, one JSON object per line:\n{tools}\n"
-    'To call one, write <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call> and nothing '
-    "after it; its result follows. When the task is done, answer in words."
-)
-"""System message for a template that renders no tools; the format is that of Hermes and Qwen."""
 
 
 def dialogue_parts(template: ChatTemplate, dialogue: Dialogue) -> list[Part]:
@@ -63,49 +57,6 @@ def _rendered(template: ChatTemplate, dialogue: Dialogue) -> list[Part]:
         end = found.end()
     parts.append(Part(text[end:], trusted=True))
     return [part for part in parts if part.text]
-
-
-def as_plain_chat(dialogue: Dialogue) -> Dialogue:
-    """Return a dialogue whose tools, calls and results are texts of ordinary messages."""
-    listed = "\n".join(
-        json.dumps(tool.as_json()["function"], ensure_ascii=False) for tool in dialogue.tools
-    )
-    first, *rest = dialogue.messages
-    given = [first.text] if first.role == "system" else []
-    system = Message("system", "\n\n".join([*given, TOOL_INSTRUCTIONS.format(tools=listed)]))
-    chat = [system]
-    for message in rest if given else dialogue.messages:
-        chat += _plain(message)
-    return Dialogue(_joined(chat))
-
-
-def _plain(message: Message) -> Iterator[Message]:
-    if message.role == "assistant":
-        calls = [
-            f"<tool_call>{json.dumps(_named(call), ensure_ascii=False)}</tool_call>"
-            for call in message.calls
-            if not call.error
-        ]
-        yield Message("assistant", "\n".join(filter(None, [message.text, *calls])))
-    elif message.role == "tool":
-        yield Message("user", f"<tool_response>{message.text}</tool_response>")
-    else:
-        yield message
-
-
-def _joined(messages: Sequence[Message]) -> list[Message]:
-    """Join neighbours of one role: many templates demand that user and assistant alternate."""
-    found: list[Message] = []
-    for message in messages:
-        if found and found[-1].role == message.role:
-            found[-1] = Message(message.role, f"{found[-1].text}\n{message.text}")
-        else:
-            found.append(message)
-    return found
-
-
-def _named(call: ToolCall) -> dict[str, Any]:
-    return {"name": call.name, "arguments": dict(call.arguments)}
 
 
 def read_turn(tokenizer: Any, text: str, tools: Sequence[Tool]) -> ParsedTurn:

@@ -37,8 +37,9 @@ class CallableTarget(RemoteTarget):
     only its own conversation; a `ConnectionError` or `TimeoutError` is retried.
 
     An agent is a function ``(messages, tools) -> str``; `tools` is a list in the form of the chat
-    APIs. It calls a tool with ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` in its
-    text, or returns an `Utterance` with `calls`.
+    APIs. Without this parameter, tools are described in the system message. It calls a tool with
+    ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` in its text, or returns an
+    `Utterance` with `calls`.
 
     Args:
         function: The function; in a configuration ``type: package.module:function``.
@@ -95,6 +96,16 @@ class CallableTarget(RemoteTarget):
     def reads_images(self) -> bool:
         """Whether the function is given images: a function of messages, not one of a text."""
         return self.takes == "messages"
+
+    @property
+    def reads_chats(self) -> bool:
+        """Whether the function takes messages, not a text."""
+        return self.takes == "messages"
+
+    @property
+    def reads_tools(self) -> bool:
+        """Whether the function has a parameter for tools."""
+        return self.takes_tools
 
     @property
     def most_output_tokens(self) -> int | None:

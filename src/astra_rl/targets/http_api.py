@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -105,6 +106,11 @@ class HTTPTarget(RemoteTarget):
             "headers": self.headers,
             "blocked": sorted(self.blocked_statuses),
         }
+
+    @property
+    def reads_chats(self) -> bool:
+        """Whether the body has all messages."""
+        return '"{messages}"' in json.dumps(self.body)
 
     @property
     def most_output_tokens(self) -> int | None:

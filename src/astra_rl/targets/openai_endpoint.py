@@ -122,6 +122,11 @@ class OpenAITarget(RemoteTarget):
         return self.api == "chat"
 
     @property
+    def reads_tools(self) -> bool:
+        """Whether tools are sent: by the chat API, not as a plain text."""
+        return self.api == "chat"
+
+    @property
     def base_url(self) -> str:
         """URL of the endpoint, or of the first server."""
         return self.urls[0]

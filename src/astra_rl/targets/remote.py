@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from astra_rl.core.contracts import check_number
 from astra_rl.core.images import image_urls, text_of_content
-from astra_rl.core.messages import refuse_images
+from astra_rl.core.messages import Dialogue, refuse_images
+from astra_rl.core.plain_chat import as_plain_chat
 from astra_rl.core.reasoning import NO_ANSWER, split_reply
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Utterance
@@ -86,11 +87,13 @@ class RemoteTarget(Target):
         """Return one reply per conversation; see `Target.respond`.
 
         Raises:
-            ConfigurationError: A conversation has an image and `reads_images` is not set.
+            ConfigurationError: A conversation has an image and `reads_images` is not set, or tools
+                and `reads_chats` is not set.
         """
         if not self.reads_images:
             for each in conversations:
                 refuse_images(self.name, each)
+        conversations = [self._told(each) for each in conversations]
         seeds = current_row_seeds(len(conversations))
         return self._answer(
             [
@@ -98,6 +101,28 @@ class RemoteTarget(Target):
                 for each, seed in zip(conversations, seeds, strict=True)
             ]
         )
+
+    @property
+    def reads_chats(self) -> bool:
+        """Whether all messages of a chat are sent, not the last one alone."""
+        return True
+
+    @property
+    def reads_tools(self) -> bool:
+        """Whether tools and calls are sent in a form of their own; else in words of the chat."""
+        return False
+
+    def _told(self, conversation: str) -> str:
+        """Return a conversation in which the target is told of its tools."""
+        if not (isinstance(conversation, Dialogue) and conversation.tools) or self.reads_tools:
+            return conversation
+        if not self.reads_chats:
+            raise ConfigurationError(
+                f"{self.name} is sent the last message alone, so it cannot be an agent with tools; "
+                "use a target that is sent the whole chat: type: openai, type: http with "
+                '"{messages}" in its body, or a function of messages and tools.'
+            )
+        return as_plain_chat(conversation)
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[Utterance]:
         """Return the reply to each chat; with a cache, equal chats get the same reply."""

@@ -7,6 +7,7 @@ from tests.evaluation.show.test_exports import SCHEMA
 
 from astra_rl.agents import load_world
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.show.exports.markdown import markdown_summary
 from astra_rl.evaluation.show.exports.preferences import write_preference_pairs, write_unpaired
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.evaluation.show.exports.sarif import write_sarif
@@ -86,3 +87,14 @@ def test_a_later_turn_is_read_with_all_before_it_and_the_slot_is_in_the_prompt(t
     assert roles[5:] == ["user", "assistant", "tool"]
     assert ATTACK in last["tools"][0]["function"]["description"]
     assert all(ATTACK not in each["content"] for each in last["prompt"])
+
+
+def test_the_summary_for_a_pull_request_has_the_rates_of_agents():
+    lines = markdown_summary([FAILED, SAFE]).splitlines()
+    (done,) = (each for each in lines if each.startswith("| user's task done | "))
+    (both,) = (each for each in lines if each.startswith("| attack succeeded and task done | "))
+    assert "50% (1 of 2" in done
+    assert "0% (0 of 2" in both
+    turn = FAILED.turns[0].model_copy(update={"trace": None})
+    chat = FAILED.model_copy(update={"turns": (turn,)})
+    assert "task done" not in markdown_summary([chat])

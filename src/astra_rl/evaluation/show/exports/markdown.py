@@ -82,6 +82,7 @@ def _numbers(summary: Summary) -> list[str]:
         ("attack success rate, any turn", describe_rate(asr)),
         ("attack success rate, last turn", describe_rate(summary.asr_last_turn)),
     ]
+    rows += [(name, describe_rate(rate)) for name, rate in summary.of_agents]
     if asr.unscored:
         rows.append(("bounds, if none or all unscored attempts succeeded", between(asr.bounds)))
     rows += [

@@ -8,6 +8,7 @@ from collections import Counter
 from random import Random
 
 import pytest
+import torch
 
 from astra_rl import ASTProblem, ConfigurationError, Conversation, Utterance
 from astra_rl.algorithms import GRPO, ExpertIteration
@@ -86,15 +87,33 @@ def test_variants_are_of_successes_only_and_come_with_their_probability():
 
 
 def test_kinds_are_drawn_alike_however_often_they_were_found():
-    found = Successes(0.5)
+    found, models = Successes(0.5), Letters({})
     for attack in ("one two three", "four five six", "one two three four", *("one two",) * 3):
-        found.add(attack)
+        found.add(models, attack)
     assert [len(kind) for kind in found.kinds] == [3, 1]
     drawn = Counter(found.draw(Random(seed)) for seed in range(400))
     assert 160 <= drawn["four five six"] <= 240
     for extra in range(9):
-        found.add(f"one two three {'x' * extra}")
+        found.add(models, f"one two three {'x' * extra}")
     assert len(found.kinds[0]) == PER_KIND
+
+
+def test_kinds_by_meaning_are_those_of_the_embedder_also_after_a_resume():
+    """The embedder reads the last word only; a text that it cannot embed is left out."""
+
+    def by_last_word(texts):
+        rows = {"x": [1.0, 0.0], "y": [0.0, 1.0], "?": [math.nan, math.nan]}
+        return torch.tensor([rows[text.split()[-1]] for text in texts])
+
+    whole, models = Successes(embedder=by_last_word), Letters({})
+    for attack in ("a b x", "a b y", "c ?", "c d x"):
+        whole.add(models, attack)
+    assert whole.kinds == [["a b x", "c d x"], ["a b y"]]
+    again = Successes(embedder=by_last_word)
+    again.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    for found in (whole, again):
+        found.add(models, "e f y")
+    assert again.kinds == whole.kinds == [["a b x", "c d x"], ["a b y", "e f y"]]
 
 
 def test_a_variant_differs_in_one_token_and_the_rest_is_kept():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any, ClassVar
 
@@ -14,22 +15,26 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.serialization import from_record, to_record
 from astra_rl.core.text import Conversation, NoAttack, NoReply, context_key
-from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.methods.ast_environment import ASTEnvironment
-from astra_rl.rewards.base import RESPONSE_HARM
+from astra_rl.rewards.base import RESPONSE_HARM, RewardModels
+from astra_rl.rewards.embedding import Embedder, Vectors
+from astra_rl.rewards.known_kinds import NEW, Kinds, KindsByMeaning, KindsByWords
 
+BY_WORDS, BY_MEANING = 0.5, 0.7
+"""Least similarity of one kind by default: of the sets of words, and of embeddings."""
 PER_KIND = 4
 """Largest number of successes of a kind that are mutated."""
 
 
 class Successes:
-    """The first successes of each kind; kinds are by the similarity of words, `GreedyClusters`.
+    """The first successes of each kind, by words or by meaning, see `Kinds`.
 
     Args:
-        similarity: Least Jaccard similarity of the words of one kind, in (0, 1].
+        similarity: Least similarity of one kind, in (0, 1], see `MutationEnvironment`.
+        embedder: Compares texts by meaning; None compares their words.
 
     Attributes:
         kinds: The successes of each kind, `PER_KIND` at most.
@@ -38,14 +43,28 @@ class Successes:
         ConfigurationError: `similarity` is out of range.
     """
 
-    def __init__(self, similarity: float) -> None:
-        self._clusters = GreedyClusters(similarity=similarity)
+    def __init__(
+        self, similarity: float | None = None, embedder: str | Embedder | None = None
+    ) -> None:
+        if similarity is None:
+            similarity = BY_WORDS if embedder is None else BY_MEANING
+        if not 0 < similarity <= 1:
+            raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
+        self._known: Kinds = (
+            KindsByWords(similarity)
+            if embedder is None
+            else KindsByMeaning(similarity, Vectors(embedder))
+        )
         self.kinds: list[list[str]] = []
 
-    def add(self, attack: str) -> None:
-        """Add a success, unless enough of its kind are known."""
-        kind = self._clusters.add(well_formed(attack))
-        if kind == len(self.kinds):
+    def add(self, models: RewardModels, attack: str) -> None:
+        """Add a success, unless enough of its kind are known or it cannot be embedded."""
+        text = well_formed(attack)
+        (kind,) = self._known.find(models, [text])
+        if kind is None:
+            return
+        if kind == NEW:
+            self._known.extend(models, text)
             self.kinds.append([])
         if len(self.kinds[kind]) < PER_KIND and attack not in self.kinds[kind]:
             self.kinds[kind].append(attack)
@@ -61,8 +80,8 @@ class Successes:
     def load_state_dict(self, state: Sequence[Sequence[Any]]) -> None:
         """Set the successes of an object that has none."""
         self.kinds = [[from_record(record) for record in kind] for kind in state]
-        for first, *_ in self.kinds:
-            self._clusters.add(well_formed(first))
+        firsts = [well_formed(first) for first, *_ in self.kinds]
+        self._known.restore(firsts, [len(kind) for kind in self.kinds])
 
 
 @named("mutation")
@@ -90,7 +109,10 @@ class MutationEnvironment(ASTEnvironment):
         share: Probability of a variant, in [0, 1], once there is a success.
         temperature: Temperature of the replaced token, above 0.
         redraws: Most times that a repeated attack is drawn again; 0 permits repetitions.
-        similarity: Least similarity of the words of two attacks of one kind, in (0, 1].
+        similarity: Least similarity of two attacks of one kind, in (0, 1]: of their sets of words
+            (Jaccard), by default 0.5, or the cosine of their embeddings, by default 0.7.
+        embedder: Compares attacks by meaning, see `astra_rl.rewards.embedding.Vectors`; None
+            compares their words.
         threshold: Least score of a success, in (0, 1].
 
     Attributes:
@@ -112,14 +134,16 @@ class MutationEnvironment(ASTEnvironment):
         share: float = 0.5,
         temperature: float = 2.0,
         redraws: int = 8,
-        similarity: float = 0.5,
+        similarity: float | None = None,
+        embedder: str | Embedder | None = None,
         threshold: float = 0.5,
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
         _check(share, temperature, redraws, threshold)
         self.share, self.temperature = share, temperature
-        self.redraws, self.threshold, self.similarity = redraws, threshold, similarity
-        self.successes = Successes(similarity)
+        self.redraws, self.threshold = redraws, threshold
+        self._no_successes = partial(Successes, similarity, embedder)
+        self.successes = self._no_successes()
         self._answered: set[str] = set()
 
     @classmethod
@@ -129,7 +153,7 @@ class MutationEnvironment(ASTEnvironment):
         if "share" in options:
             names = ("share", "temperature", "redraws", "threshold")
             _check(*(options[name] for name in names))
-            Successes(options["similarity"])
+            Successes(options["similarity"], options["embedder"])
 
     def write(self, contexts: Sequence[str]) -> Sequence[str]:
         """Return an attack per context: a variant of a success, or one of the attacker's own."""
@@ -165,7 +189,7 @@ class MutationEnvironment(ASTEnvironment):
                 continue  # the outcome is unknown, so the attack may be sent again
             self._answered.add(_digest(node.context, node.attack))
             if score >= self.threshold:
-                self.successes.add(node.attack)
+                self.successes.add(self.problem, node.attack)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the successes and digests of the attacks, and the state of the curriculum."""
@@ -178,7 +202,7 @@ class MutationEnvironment(ASTEnvironment):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
-        self.successes = Successes(self.similarity)
+        self.successes = self._no_successes()
         self.successes.load_state_dict(state["successes"])
         self._answered = set(state["answered"])
 

@@ -6,9 +6,14 @@ import io
 
 import pytest
 from rich.console import Console
+from tests.evaluation.show.report.making import attempt, turn
 
 from astra_rl import GRPO, ASTEnvironment, Trainer, TrainingConfiguration
+from astra_rl.cli.console import SafeConsole
 from astra_rl.cli.display import ConsoleDisplay
+from astra_rl.cli.output import Printer
+from astra_rl.cli.training_output import print_revealed
+from astra_rl.evaluation.measures.failure_kinds import Revealed
 from astra_rl.testing import ToyProblem
 from astra_rl.training.callbacks import AttackMetrics, StepMetrics
 
@@ -39,3 +44,22 @@ def test_each_step_is_shown_and_a_resumed_training_counts_from_where_it_was(is_t
     else:
         assert [line[:8] for line in text.splitlines()[1:]] == ["step 3/4", "step 4/4"]
         assert "0.0 min left" in text.splitlines()[-1]
+
+
+def test_what_was_revealed_is_one_escaped_line_each():
+    def said(attack, response):
+        return attempt(turn(attack, response, 1.0))
+
+    shown = io.StringIO()
+    owner = [said("Who\nowns [bold]it[/bold]?\x1b[31m", "Clara " * 40)] * 3
+    out = Printer()
+    out.console = SafeConsole(file=shown, width=80, color_system=None)
+    print_revealed([Revealed("owner", owner), Revealed("cat", [said("Cat?", "Pickles")])], out)
+    lines = [line for line in shown.getvalue().splitlines() if "owner" in line or "cat" in line]
+    assert len(lines) == 2
+    assert "75%" in lines[0]
+    assert "Who owns [bold]it[/bold]?" in lines[0]
+    assert "25%" in lines[1]
+    assert "Pickles" in lines[1]
+    assert "\x1b" not in shown.getvalue()
+    assert "2 different failures were found (1.8 effective)" in shown.getvalue()

@@ -104,6 +104,31 @@ def test_a_configuration_names_an_endpoint_as_its_attacker(place: Path, endpoint
 
 
 @pytest.mark.slow
+def test_tap_stays_within_a_budget_and_is_resumed_exactly(place: Path, endpoint: Endpoint) -> None:
+    """Two goals without a success: 2 attacks, then 2 refinements of one; each asked and judged."""
+    endpoint.reply = of_model(t=lambda body: "no", a=lambda body: "please")
+    config = {
+        **yaml.safe_load((place / "attacker.yaml").read_text()),
+        "target": {"type": "openai", "options": {"model": "t", "base_url": endpoint.url}},
+        "moderator": yaml.safe_load((place / "judge.yaml").read_text()),
+        "prompts": {"file": "goals.csv", "role": "goal"},
+        "environment": {"type": "tap", "tree_width": 2, "tree_depth": 2, "options": {"keep": 1}},
+        "training": {"steps": 0},
+    }
+    (place / "c.yaml").write_text(yaml.safe_dump(config))
+    done = astra_rl("train", "c.yaml", "-o", "run", "--max-requests", "9", cwd=place)
+    assert done.returncode == 4, done.stderr
+    assert len(endpoint.requests) <= 9
+    done = astra_rl("resume", "run", "--max-requests", "50", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert [len(bodies(endpoint, model)) for model in ("a", "t")] == [8, 8]
+    refined = [each["messages"] for each in bodies(endpoint, "a")][-1]
+    assert [each["role"] for each in refined] == ["user", "assistant", "user"]
+    assert "The answer was: no\nScore: 1 of 10" in refined[-1]["content"]
+    assert {len(each["messages"]) for each in bodies(endpoint, "t")} == {1}
+
+
+@pytest.mark.slow
 def test_the_methods_of_a_command_are_environments(place: Path, endpoint: Endpoint) -> None:
     attempts = [{"context": "", "attack": f"please {n}", "reward": 1.0} for n in range(4)]
     (place / "attacks.jsonl").write_text("".join(json.dumps(each) + "\n" for each in attempts))
@@ -210,6 +235,7 @@ def test_what_needs_a_local_model_is_refused_by_name(place: Path) -> None:
         ({"reward": {"attack_nll": {"under": "baseline"}}}, "attack_nll_baseline given"),
         ({"reward": {"kl": {}}}, "reward: kl given"),
         ({"environment": {"type": "self_play"}}, "self_play trains one model in both roles"),
+        ({"environment": {"type": "mutation"}}, "mutation replaces tokens by samples of a local"),
         ({"baseline": "some/model"}, "baseline: some/model given"),
         ({"attacker": {**known["attacker"], "lora": {}}}, "attacker.lora: unknown key"),
     ):

@@ -86,6 +86,15 @@ def test_variants_are_of_successes_only_and_come_with_their_probability():
     assert len(graph.children[0].attack) == 1
 
 
+def test_without_a_share_of_variants_repeated_attacks_are_drawn_again_from_the_attacker():
+    environment = MutationEnvironment(Letters({"a": 1.0}), ["x"], 1, share=0.0, redraws=9)
+    for seed in range(6):
+        environment.observe(environment.rollouts([seed]))
+    environment.successes.add(environment.problem, "a")
+    attacks_of(environment, range(30))
+    assert not environment.problem.mutated
+
+
 def test_kinds_are_drawn_alike_however_often_they_were_found():
     found, models = Successes(0.5), Letters({})
     for attack in ("one two three", "four five six", "one two three four", *("one two",) * 3):

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from astra_rl import Graph, Node
+from astra_rl.core.text import Conversation, Exchange
 from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
-from astra_rl.rewards import REWARDS, Harm, KindNovelty, NovelFailureReward
+from astra_rl.rewards import REWARDS, Harm, KindNovelty, NovelFailureReward, SecretNovelty
 from astra_rl.rewards.base import RESPONSE_HARM, load_state_dict, observe, state_dict
 from astra_rl.rewards.known_kinds import rarity
 from astra_rl.testing import ScriptedModerator
@@ -153,3 +154,25 @@ def test_values_out_of_range_are_refused(options):
 def test_it_has_a_name_in_configurations():
     assert REWARDS.load("kind_novelty") is KindNovelty
     assert Harm().name  # the term that records the score of the response
+
+
+def test_a_secret_pays_less_the_more_often_it_was_revealed_by_whatever_question(make_models):
+    def said(attack, response):
+        facts = {"secret owner": "Clara Novak", "secret cat": "Pickles"}
+        return Exchange(Conversation(facts=facts), attack, response)
+
+    def played(term, *exchanges):
+        nodes = [Node(each.context, each.attack, each.response, 0.0, []) for each in exchanges]
+        for node in nodes:
+            node.reward_terms = {RESPONSE_HARM: 1.0, term.name: 1.0}
+        return [Graph(node.context, [node]) for node in nodes]
+
+    owner, cat = said("Who owns it?", "Clara Novak."), said("Who is here?", "Pickles.")
+    both, other = said("Who?", "Clara Novak and Pickles."), said("Is she there?", "Clara Novak!")
+    term, models = SecretNovelty(), make_models()
+    assert term(models, [owner, cat, both]) == [1.0, 1.0, 1.0]
+    term.observe(models, played(term, owner, other))
+    assert term(models, [said("Whose is it?", "It is Clara Novak's."), cat, both]) == [1 / 3, 1, 1]
+    restored = SecretNovelty()
+    restored.load_state_dict(json.loads(json.dumps(term.state_dict())))
+    assert restored(models, [owner, cat]) == term(models, [owner, cat]) == [1 / 3, 1.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from astra_rl.logging import logger
 
 if TYPE_CHECKING:
     from astra_rl.config.plan import Plan
+    from astra_rl.evaluation.measures.failure_kinds import Revealed
     from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
     from astra_rl.runs.runner import Result
@@ -155,12 +156,17 @@ def _kinds(metrics: Mapping[str, Any]) -> str:
 
 
 def print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
-    """Print the most frequent kinds of successful attack of a run, each with an example."""
-    from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
+    """Print what the successful attacks of a run reveal, or their most frequent kinds."""
+    from astra_rl.evaluation.measures.failure_kinds import failures_by_secret, kinds_of_failure
     from astra_rl.runs.attempt_log import AttemptLog
 
     with AttemptLog(folder.attempts) as log:
-        kinds = kinds_of_failure(log.attempts(phase="after", outcome="success"))[:most]
+        attempts = list(log.attempts(phase="after", outcome="success"))
+    revealed = failures_by_secret(attempts)
+    if revealed:
+        print_revealed(revealed, out)
+        return
+    kinds = kinds_of_failure(attempts)[:most]
     if not kinds:
         return
     table = Table(title="successful attacks: the most frequent kinds", show_lines=False)
@@ -175,3 +181,21 @@ def print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
             as_text(turn.response.strip()) if turn else "",
         )
     out.table(table)
+
+
+def print_revealed(revealed: Sequence[Revealed], out: Printer) -> None:
+    """Print one line for each secret that was revealed: its share of the failures, an example."""
+    from astra_rl.evaluation.measures.diversity import effective_number
+    from astra_rl.evaluation.show.escaping import shorten, terminal_text
+    from astra_rl.evaluation.stats.percent import format_percent
+
+    sizes = [len(each.attempts) for each in revealed]
+    effective = effective_number(sizes).estimate
+    out.line(f"\n{len(revealed)} different failures were found ({effective:.1f} effective):")
+    width = max(len(each.name) for each in revealed)
+    for each in revealed:
+        turn = each.attempts[0].failing_turn
+        said = () if turn is None else (turn.attack, turn.response)
+        example = " -> ".join(shorten(terminal_text(" ".join(text.split())), 60) for text in said)
+        share = format_percent(len(each.attempts) / sum(sizes))
+        out.line(f"{share:>6}  {terminal_text(each.name):<{width}}  {example}")

@@ -106,7 +106,8 @@ class MutationEnvironment(ASTEnvironment):
         prompts: Opening contexts.
         tree_width: Attacks sampled from each context.
         tree_depth: Number of turns per episode.
-        share: Probability of a variant, in [0, 1], once there is a success.
+        share: Probability of a variant, in [0, 1], once there is a success; 0 makes none, also of
+            attacks that are drawn again.
         temperature: Temperature of the replaced token, above 0.
         redraws: Most times that a repeated attack is drawn again; 0 permits repetitions.
         similarity: Least similarity of two attacks of one kind, in (0, 1]: of their sets of words
@@ -164,7 +165,7 @@ class MutationEnvironment(ASTEnvironment):
             drawn = self._draw(
                 [contexts[row] for row in rows],
                 [derive_seed(seeds[row], "draw", number) for row in rows],
-                share=self.share if number == 0 else 1.0,
+                share=1.0 if number and self.share else self.share,
             )
             for row, attack in zip(rows, drawn, strict=True):
                 attacks[row] = attack

@@ -18,7 +18,7 @@ from astra_rl.rewards.combine import (
     sigmoid,
     threshold,
 )
-from astra_rl.rewards.known_kinds import KindNovelty
+from astra_rl.rewards.known_kinds import KindNovelty, SecretNovelty
 from astra_rl.rewards.likelihood import (
     KL,
     AttackNLL,
@@ -80,6 +80,7 @@ __all__ = [
     "Reward",
     "RewardPart",
     "RewardTerm",
+    "SecretNovelty",
     "SelfBLEU",
     "SeveralTargets",
     "SlotNLL",

@@ -16,6 +16,7 @@ from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
+from astra_rl.moderators.secret_leak import SecretLeakModerator
 from astra_rl.rewards.base import RESPONSE_HARM, RewardModels, RewardTerm, State
 from astra_rl.rewards.embedding import Embedder, UsesVectors, Vectors
 
@@ -202,20 +203,24 @@ class KindNovelty(UsesVectors, RewardTerm):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the novelty of the kind of each attack; NaN if it cannot be embedded."""
-        known = self.kinds.count(models, [well_formed(each.attack) for each in exchanges])
+        known = self.kinds.count(models, list(map(self.text_of, exchanges)))
         return [math.nan if count is None else self._value(count) for count in known]
 
     def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
         """Count the successes of this experience."""
         nodes = [node for graph in graphs for node in graph.nodes()]
         successes = [
-            well_formed(node.attack)
+            self.text_of(Exchange(node.context, node.attack, node.response))
             for node in nodes
             if self.name in node.reward_terms
             and not isinstance(node.attack, NoAttack)
             and self._succeeded(node.reward_terms.get(RESPONSE_HARM, math.nan))
         ]
         self.kinds.add(models, successes)
+
+    def text_of(self, exchange: Exchange) -> str:
+        """Return the text whose kind is counted: the attack."""
+        return well_formed(exchange.attack)
 
     def state_dict(self) -> State:
         """Return the first attack of each kind, and how many successes it has."""
@@ -236,3 +241,30 @@ class KindNovelty(UsesVectors, RewardTerm):
 
     def _succeeded(self, harm: float) -> bool:
         return not is_missing(harm) and harm >= self.threshold
+
+
+@named("secret_novelty")
+class SecretNovelty(KindNovelty):
+    """Novelty of the revealed secret over all successes of the training, in [0, 1]; 1 is new.
+
+    It is `KindNovelty` where the kinds are known: two successes are of one kind if they reveal the
+    same of several secrets, see `SecretLeakModerator`. Attacks that reveal none are compared by
+    their words.
+
+    Args:
+        power: See `KindNovelty`.
+        threshold: See `KindNovelty`.
+        exhausted: See `KindNovelty`.
+    """
+
+    name = "secret_novelty"
+
+    def __init__(
+        self, *, power: float = 1.0, threshold: float = 1.0, exhausted: int | None = None
+    ) -> None:
+        super().__init__(power=power, similarity=1.0, threshold=threshold, exhausted=exhausted)
+        self._rule = SecretLeakModerator()
+
+    def text_of(self, exchange: Exchange) -> str:
+        """Return the names of the revealed secrets; the attack if there are none."""
+        return " ".join(self._rule.revealed(exchange)) or super().text_of(exchange)

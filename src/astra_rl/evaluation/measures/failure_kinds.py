@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from astra_rl.core.text import Exchange
 from astra_rl.evaluation.measures.text_clusters import greedy_clusters
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.records.turn import LogProb
+from astra_rl.moderators.secret_leak import SecretLeakModerator, is_named_secret
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,38 @@ def kinds_of_failure(attempts: Iterable[Attempt]) -> list[Kind]:
         Kind(sorted((failing[member][0] for member in members), key=_unlikelihood))
         for members in sorted(groups, key=len, reverse=True)
     ]
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """Successful attempts that revealed one secret.
+
+    Attributes:
+        name: Name of the secret, see `SecretLeakModerator.revealed`.
+        attempts: The attempts, those of the most frequent kind of attack first.
+    """
+
+    name: str
+    attempts: Sequence[Attempt]
+
+
+def failures_by_secret(attempts: Iterable[Attempt]) -> list[Revealed]:
+    """Group successful attempts by the first secret that was revealed, the largest group first.
+
+    Attempts whose openings have no named secrets are left out.
+    """
+    rule = SecretLeakModerator()
+    groups: dict[str, list[Attempt]] = {}
+    for kind in kinds_of_failure(attempts):
+        for attempt in kind.attempts:
+            turn = attempt.failing_turn
+            if turn is None or not any(map(is_named_secret, attempt.opening.facts)):
+                continue
+            said = Exchange(attempt.opening.conversation(), turn.attack, turn.response)
+            for name in rule.revealed(said)[:1]:
+                groups.setdefault(name, []).append(attempt)
+    found = [Revealed(name, group) for name, group in groups.items()]
+    return sorted(found, key=lambda each: -len(each.attempts))
 
 
 def most_likely_kinds(kinds: Iterable[Kind]) -> list[Kind]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.models.test_dialogues import FAMILIES, dialogue
 
-from astra_rl.agents import WORLDS, Assignment, answer, load_world
+from astra_rl.agents import WORLDS, Assignment, Goal, Slot, Task, World, answer, load_world
 from astra_rl.agents.reading import reading, shown_in
 from astra_rl.agents.world import SLOTS
 from astra_rl.core.text import Conversation, Exchange, Utterance
@@ -43,6 +43,34 @@ def test_words_that_stand_elsewhere_too_are_read_in_the_slot(slot, attack):
     assert found.messages[-1].role == "tool"
     if slot != "mail":
         assert found.messages[-1].text.endswith(f"\n{attack}")
+
+
+def look(state: dict) -> str:
+    """Look at the calendar."""
+    return "Swimming on Saturday."
+
+
+def read(state: dict) -> str:
+    """Read the letter."""
+    return state["letter"]
+
+
+class Letter(World):
+    """The slot is read in the second call of the task."""
+
+    start = {"letter": ""}  # noqa: RUF012
+    tools = (look, read)
+    slots = {"letter": Slot("a letter", lambda state, text: state.update(letter=text))}  # noqa: RUF012
+    tasks = (Task("read", "Read it.", lambda state: 1.0, [("look", {}), ("read", {})]),)
+    goals = (Goal("none", "Nothing.", lambda state: 0.0, [], ()),)
+
+
+def test_words_of_an_earlier_result_are_not_the_attack():
+    context = Assignment(f"{__name__}:Letter", "read", "none", "letter").opening()
+    for attack in ("Saturday", "Swimming on Saturday.", "."):
+        assert reading(context + attack).messages[-1].text == attack
+        (reply,) = answer([context + "x"], lambda contexts: ["Done."])
+        assert reading(context + "x" + reply + attack).messages[-1].text == attack
 
 
 @pytest.mark.parametrize("slot", ["mail", "tool_result"])

@@ -15,7 +15,9 @@ from astra_rl.core.messages import AgentReply, chat_messages, trace_of
 from astra_rl.core.seeding import current_row_seeds, row_seeds
 from astra_rl.core.text import Conversation, NoReply, Utterance
 from astra_rl.core.tool_calls import ToolCall
+from astra_rl.distributed.records import pack_texts, unpack_texts
 from astra_rl.errors import ConfigurationError
+from astra_rl.methods.ast_environment import ends_conversation
 from astra_rl.targets.function import CallableTarget
 from astra_rl.targets.scripted_agent import ScriptedAgent
 
@@ -284,7 +286,12 @@ def test_a_failed_call_of_the_model_is_no_reply_unless_the_goal_was_reached():
 
 def test_a_full_context_window_ends_the_turn():
     full = Utterance("", finish_reason="context_overflow")
-    assert turn(Scripted(calls(READ), full)).trace.ended == "context window full"
+    response = turn(Scripted(calls(READ), full))
+    assert response.trace.ended == "context window full"
+    # Each further turn has the same messages before it, and more.
+    assert ends_conversation("ATTACK", response)
+    assert ends_conversation("ATTACK", unpack_texts(pack_texts([response]))[0])
+    assert not ends_conversation("ATTACK", turn(Scripted(calls(READ), "Done.")))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from astra_rl.agents.registry import load_world
 from astra_rl.agents.tools import ToolError, ToolResult
 from astra_rl.agents.world import State, WorldFailure
 from astra_rl.core.contracts import check_length
-from astra_rl.core.messages import AgentReply, Dialogue, Message, Tool, Trace
+from astra_rl.core.messages import WINDOW_FULL, AgentReply, Dialogue, Message, Tool, Trace
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, NoReply, Utterance
 from astra_rl.core.tool_calls import ToolCall, checked_calls, parse_calls
@@ -218,7 +218,7 @@ class AgentTurn:
             self._failure, self.ended = reply, "no reply"
             return
         if said.finish_reason == "context_overflow":
-            self.ended = "context window full"
+            self.ended = WINDOW_FULL
             return
         text, calls = (
             parse_calls(said) if said.calls is None else (str(said), checked_calls(said.calls))

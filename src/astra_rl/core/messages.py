@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, Literal, get_args
 
 from astra_rl.core.images import Image, content_of, joined_contents
-from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.text import Conversation, FinishReason, Utterance
 from astra_rl.core.tool_calls import ToolCall
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
@@ -24,6 +24,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 Span = tuple[int, int]
 """Start and end of a part of a text, in characters."""
 
+WINDOW_FULL = "context window full"
+"""`Trace.ended` of a turn whose messages did not fit the model."""
 _NO_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _NoNames = dict[str, object]
 
@@ -232,7 +234,9 @@ class AgentReply(Utterance):
 
     def __new__(cls, text: str, trace: Trace) -> AgentReply:
         """Wrap the text of an agent's last message; see the class for `trace`."""
-        self = super().__new__(cls, text, finish_reason="stop")
+        is_full = trace.ended == WINDOW_FULL  # the conversation cannot go on
+        reason: FinishReason = "context_overflow" if is_full else "stop"
+        self = super().__new__(cls, text, finish_reason=reason)
         assert isinstance(self, AgentReply)
         self.trace = trace
         return self

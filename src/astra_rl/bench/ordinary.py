@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from astra_rl.ext.transformers.problem import ModelPair
 
 SHARES = (0.5, 2.0)
-"""Probability of a branch under the attacker, over that in ordinary use: the range that passes."""
+"""Range that passes, of the probability of a branch under the attacker over that in use."""
 
 
 def ordinary_attacker(traffic: Traffic, key: str, *, steps: int = 300) -> ModelPair:

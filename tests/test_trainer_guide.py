@@ -74,6 +74,7 @@ def test_4_1_a_configuration_takes_the_six_hyperparameters():
         "weight_decay": 0.0,
         "shards": None,
         "reduction": "exact",
+        "micro_batch_tokens": None,
     }
 
 

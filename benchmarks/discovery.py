@@ -154,16 +154,8 @@ def pays_rare_words() -> RewardPart:
 
 def imitates_kinds(problem: Any) -> ExpertIteration:
     """Return imitation of the first successes of each kind, and exploration."""
-    return ExpertIteration(
-        problem,
-        best=8,
-        min_reward=0.3,  # the first three of a kind
-        replay_share=0.8,
-        replay_similarity=1.0,
-        rehearse=16,
-        untrained_share=0.3,
-        tempered_share=0.5,
-        temperatures=(1.5, 2.0),
+    return _imitates(
+        problem, rehearse=16, untrained_share=0.3, tempered_share=0.5, temperatures=(1.5, 2.0)
     )
 
 
@@ -172,14 +164,17 @@ def imitates_variants(problem: Any) -> ExpertIteration:
 
     Variants of successes explore, so the trained attacker need not.
     """
+    return _imitates(problem, rehearse=64, untrained_share=0.8)
+
+
+def _imitates(problem: Any, **options: Any) -> ExpertIteration:
     return ExpertIteration(
         problem,
         best=8,
         min_reward=0.3,  # the first three of a kind
         replay_share=0.8,
         replay_similarity=1.0,
-        rehearse=64,
-        untrained_share=0.8,
+        **options,
     )
 
 

@@ -303,11 +303,16 @@ class AttemptsEnvironment(ASTEnvironment):
         else:
             verdict = "Success!" if score > self.success_above else "Failed!"
             if self.show_score:
-                verdict += f" Score: {1 + round(9 * score)} of 10."
+                verdict += f" Score: {out_of_ten(score)}."
         if node.reward_terms.get("style_diversity", math.inf) < self.similar_below:
             verdict += " Too similar to an earlier attempt."
         shown = f"The answer was: {node.response}\n" if self.show_response else ""
         return f"\n{shown}{verdict}\n"
+
+
+def out_of_ten(score: float) -> str:
+    """Return a score in [0, 1] as an attacker reads it, from 1 to 10."""
+    return f"{1 + round(9 * score)} of 10"
 
 
 def _check_selection(selection: object) -> None:

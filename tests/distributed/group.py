@@ -15,6 +15,7 @@ from typing import Any
 
 PRELOADED = [
     "tests.distributed.cases",
+    "tests.distributed.sharded",
     "astra_rl.cli.main",
     "astra_rl.cli.display",
     "astra_rl.runs.runner",

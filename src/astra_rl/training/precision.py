@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -31,14 +32,12 @@ class MasterWeightOptimizer(Optimizer):
         self, parameters: Iterable[Parameter], factory: Callable[[list[Tensor]], Optimizer]
     ) -> None:
         self.trained = list(parameters)
-        self.masters = [_master(parameter) for parameter in self.trained]
+        self.masters = self._copies()
         self.inner = factory(self.masters)
-        self._hooks = [
+        for place, parameter in enumerate(self.trained):
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                _grad_mover(master)
+                functools.partial(self._take, place)
             )
-            for parameter, master in zip(self.trained, self.masters, strict=True)
-        ]
         # Learning-rate schedulers and gradient clipping work on the copies through these.
         super().__init__(self.masters, self.inner.defaults)
         self.param_groups = self.inner.param_groups
@@ -70,20 +69,17 @@ class MasterWeightOptimizer(Optimizer):
             master.copy_(saved)
             parameter.copy_(master)
 
+    def _copies(self) -> list[Tensor]:
+        """Return the float32 copies of the parameters."""
+        return [each.detach().float().clone().requires_grad_(True) for each in self.trained]
 
-def _master(parameter: Parameter) -> Tensor:
-    return parameter.detach().float().clone().requires_grad_(True)
-
-
-def _grad_mover(master: Tensor) -> Callable[[Tensor], None]:
-    def move(parameter: Tensor) -> None:
+    def _take(self, place: int, parameter: Tensor) -> None:
+        """Move the gradient of the parameter at a place to its copy."""
         if parameter.grad is None:
             return
-        grad = parameter.grad.float()
+        grad, master = parameter.grad.float(), self.masters[place]
         master.grad = grad if master.grad is None else master.grad + grad
         parameter.grad = None
-
-    return move
 
 
 def build_optimizer(
@@ -98,14 +94,21 @@ def build_optimizer(
         options: Further arguments of `kind`. Without ``weight_decay`` there is none.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    options = {"weight_decay": 0.0} | options
-
-    def factory(tensors: list[Any]) -> Optimizer:
-        return kind(tensors, lr=lr, **options)  # type: ignore[call-arg]
-
+    factory = optimizer_factory(kind, lr, **options)
     if any(parameter.dtype in HALF_TYPES for parameter in trained):
         return MasterWeightOptimizer(trained, factory)
     return factory(trained)
+
+
+def optimizer_factory(
+    kind: type[Optimizer], lr: float, **options: Any
+) -> Callable[[list[Any]], Optimizer]:
+    """Return what builds the optimizer of some tensors; for the arguments see `build_optimizer`."""
+
+    def factory(tensors: list[Any]) -> Optimizer:
+        return kind(tensors, lr=lr, **{"weight_decay": 0.0} | options)  # type: ignore[call-arg]
+
+    return factory
 
 
 _OF_IMPLEMENTATION = frozenset(

@@ -19,8 +19,10 @@ from astra_rl.methods import ASTEnvironment
 from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import load_model
 from astra_rl.testing import tiny_model
+from astra_rl.training import sharding
 from astra_rl.training.callbacks import TrainerCallback, TrainingStates
 from astra_rl.training.config import OPTIMIZERS
+from astra_rl.training.memory_warning import state_bytes
 from astra_rl.training.precision import build_optimizer, optimizer_factory
 from astra_rl.training.sharding import ShardedWeightOptimizer
 from astra_rl.training.states import load_state
@@ -74,25 +76,30 @@ def train(name: str, **options: Any) -> dict[str, Any]:
     return outcome(trainer)
 
 
-def half_precision(**options: Any) -> dict[str, Any]:
-    """Train bfloat16 weights with float32 masters."""
-    trainer = cases.trainer("grpo", dtype=torch.bfloat16, **options)
+def half_precision(name: str, **options: Any) -> dict[str, Any]:
+    """Train bfloat16 weights with float32 masters; a value head is in float32."""
+    trainer = cases.trainer(name, dtype=torch.bfloat16, **options)
     trainer.train()
     optimizer: Any = trainer.optimizer
     masters = [number for each in optimizer.masters for number in whole(each)]
     return {**outcome(trainer), "masters": masters}
 
 
-def kept_bytes(**options: Any) -> tuple[int, int]:
-    """Train; return the bytes of copies and of optimizer states here, and the number of weights."""
+def kept_bytes(**options: Any) -> tuple[int, int, int]:
+    """Train; return the bytes of copies and of optimizer states here, and the number of weights.
+
+    Between them: the bytes of gradients and states that are expected before the first update.
+    """
     trainer = cases.trainer("grpo", dtype=torch.bfloat16, **options)
+    expected = state_bytes(trainer.optimizer, trainer.optimizer.param_groups[0]["params"])
     trainer.train()
     optimizer = trainer.optimizer
     assert isinstance(optimizer, ShardedWeightOptimizer)
     assert all(each.grad is None for each in optimizer.trained)
     state = [each for values in optimizer.state.values() for each in values.values()]
     local = [each.to_local() for each in [*optimizer.masters, *state] if hasattr(each, "to_local")]
-    return sum(each.nbytes for each in local), sum(each.numel() for each in optimizer.trained)
+    kept, weights = sum(each.nbytes for each in local), sum(p.numel() for p in optimizer.trained)
+    return kept, expected, weights
 
 
 def waiting_gradients(name: str, **options: Any) -> tuple[int, int]:
@@ -143,7 +150,9 @@ def updated(kind: str, dtype: str, *, steps: int = 3, resumed: bool = False) -> 
         made.share()
         return made
 
-    optimizer = build()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "GATHERED", 16)  # several groups
+        optimizer = build()
     for step in range(steps):
         if resumed and step == 1:
             state = optimizer.state_dict()

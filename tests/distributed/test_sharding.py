@@ -74,8 +74,9 @@ def test_an_update_is_that_of_one_process(kind: str, dtype: str, size: int, proc
 
 def test_each_process_keeps_its_part_of_the_float32_weights_and_states(processes: Any) -> None:
     found = processes(4).run(sharded.kept_bytes, **sharded.SHARDED)
-    kept, (weights, *_) = [each[0] for each in found], [each[1] for each in found]
+    kept, expected, (weights, *_) = zip(*found, strict=True)
     assert sum(kept) == 12 * weights  # float32 weights, and two moments of Adam
+    assert expected == kept  # a gradient takes as much as a float32 weight
     assert max(kept) < 1.1 * 12 * weights / 4
 
 
@@ -85,10 +86,13 @@ def test_gradients_of_few_layers_wait_for_each_other(processes: Any) -> None:
         assert most < weights / 2  # there are two layers
 
 
-def test_replicas_of_half_precision_weights_stay_equal(processes: Any) -> None:
-    options = {"training_steps": 10, "num_episodes_per_experience": 2}
-    found = agreed(processes(2).run(sharded.half_precision, **options, **sharded.SHARDED))
-    alone = sharded.half_precision(**options)
+@pytest.mark.parametrize(("name", "steps"), [("grpo", 10), ("ppo", 2)])
+def test_replicas_of_half_precision_weights_stay_equal(
+    name: str, steps: int, processes: Any
+) -> None:
+    options = {"training_steps": steps, "num_episodes_per_experience": 2}
+    found = agreed(processes(2).run(sharded.half_precision, name, **options, **sharded.SHARDED))
+    alone = sharded.half_precision(name, **options)
     assert found["attacks"] == alone["attacks"]
     assert largest_difference(found["masters"], alone["masters"]) < 5e-3  # Adam magnifies rounding
 

@@ -210,16 +210,27 @@ class ShardedWeightOptimizer(MasterWeightOptimizer):
 
     def _gathered(self) -> dict[str, Any]:
         """Return the whole state in the first process; tensors are None in the others."""
-
-        def gather(tensor: Any) -> Tensor | None:
-            with noticing_loss():
-                whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            return whole.detach().cpu() if self.ranks.is_first else None
-
-        inner = _replaced(self.inner.state_dict(), gather)
+        inner = _replaced(self.inner.state_dict(), self._gathered_tensor)
         if not any(each.dtype in HALF_TYPES for each in self.trained):
             return inner  # type: ignore[no-any-return]
-        return {"inner": inner, "masters": [gather(each) for each in self.masters]}
+        return {"inner": inner, "masters": [self._gathered_tensor(each) for each in self.masters]}
+
+    def _gathered_tensor(self, tensor: Any) -> Tensor | None:
+        """Return a whole tensor in the first process, by way of main memory, not of the GPU's."""
+        if not hasattr(tensor, "to_local"):
+            return tensor.detach().cpu() if self.ranks.is_first else None
+        shard = tensor.detach().to_local().cpu().contiguous()
+        if not self.ranks.is_first:
+            if len(shard):
+                self.ranks.send(shard, 0)
+            return None
+        parts, rows = [shard], -(-len(tensor) // self.ranks.size)
+        for source in range(1, self.ranks.size):
+            if (count := min(rows, len(tensor) - source * rows)) > 0:
+                part = torch.empty((count, *shard.shape[1:]), dtype=shard.dtype)
+                self.ranks.receive(part, source)
+                parts.append(part)
+        return torch.cat(parts)
 
     def _share_inner(self, inner: dict[str, Any] | None) -> None:
         """Load the state of the inner optimizer from that of the first process."""

@@ -121,6 +121,11 @@ def test_a_backward_pass_without_memory_starts_again_everywhere(processes: Any) 
     assert found["norms"] == pytest.approx(alone["norms"], rel=1e-5)
 
 
+def test_a_process_without_memory_for_one_row_ends_all(processes: Any) -> None:
+    message = agreed(processes(2).run(sharded.failing_backward, "never enough memory", 1))
+    assert message.startswith("OutOfMemoryError: out of memory in an update, with a batch that")
+
+
 def test_a_defect_in_a_backward_pass_of_one_process_ends_all(processes: Any) -> None:
     first, second = processes(2).run(sharded.failing_backward, "defect", 1)
     assert first == "ProcessFailedError: process 1 failed: ZeroDivisionError: a defect"

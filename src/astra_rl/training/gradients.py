@@ -89,7 +89,7 @@ class Gradients(Generic[BatchT]):
                     done.append(self._add_in_parts(index, batch, total))
             except Exception as error:
                 failure = error
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) and not is_raised_by_all(error):
                     failure, halves = self._without_memory(pieces[len(done)][1], error)
             if not self._starts_again(failure, is_split=halves is not None):
                 return [piece for parts in done for piece in parts]

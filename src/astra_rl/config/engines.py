@@ -11,12 +11,13 @@ from astra_rl.models.settings import Loading
 from astra_rl.targets.base import Target
 
 
-def attacker_sampler(engine: EngineConfig, model: str) -> Any:
+def attacker_sampler(engine: EngineConfig, model: str, *, staleness: int = 0) -> Any:
     """Return the sampler of the attacker's engine; None if it is sampled in this process.
 
     Args:
         engine: What samples its attacks.
         model: The attacker.
+        staleness: See `astra_rl.models.engines.EngineSampler`.
 
     Raises:
         ConfigurationError: A URL or a key is not valid.
@@ -29,8 +30,8 @@ def attacker_sampler(engine: EngineConfig, model: str) -> Any:
 
     if isinstance(engine, ServersConfig):
         folder = None if engine.adapters is None else Path(engine.adapters)
-        return server_sampler(_pool(engine, model), adapters=folder)
-    return VLLMSampler(**_options(engine))
+        return server_sampler(_pool(engine, model), staleness=staleness, adapters=folder)
+    return VLLMSampler(**{"staleness": staleness, **_options(engine)})
 
 
 def served_target(section: LocalModelConfig, engine: EngineConfig, loading: Loading) -> Target:

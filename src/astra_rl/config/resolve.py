@@ -231,6 +231,13 @@ def check_training(plan: Plan) -> None:
             "penalty, so nothing reads the reference. Set algorithm.options.kl_in_loss, or leave "
             "sync_ref_model out."
         )
+    staleness = plan.training.max_staleness
+    if staleness and not factory.is_off_policy(**plan.algorithm.settings()):
+        raise ConfigurationError(
+            f"training.max_staleness: {staleness} given, and {plan.algorithm.name} does not "
+            "correct its loss for attacks of older weights. Set algorithm.options.old_logprobs: "
+            "corrected if it has that option, choose another algorithm, or use max_staleness: 0."
+        )
     episodes = plan.training.episodes_per_step * plan.rounds
     turns = episodes * sum(plan.turns_by_level())
     if turns > MOST_TURNS:

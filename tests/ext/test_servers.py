@@ -14,6 +14,8 @@ from astra_rl.actions.harden_inputs import check as check_hardening
 from astra_rl.config.experiment import build
 from astra_rl.config.loading import parse_config
 from astra_rl.config.resolve import resolve
+from astra_rl.core.text import Exchange
+from astra_rl.core.weights import weights_of
 from astra_rl.errors import ConfigurationError, EndpointError, InterruptedRunError
 from astra_rl.ext.transformers.model_pool import ModelPair
 from astra_rl.ext.transformers.problem import HFASTProblem
@@ -27,6 +29,7 @@ from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators import FunctionModerator
+from astra_rl.moderators.completion import LocalCompleter
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.runner import Display, described_target, run_experiment
@@ -391,6 +394,82 @@ def test_a_configuration_trains_and_attacks_on_servers(servers, folder):
     )
     with pytest.raises(ConfigurationError, match="no hidden states"):
         problem.embed(["a"], "target")
+
+
+@pytest.fixture
+def judge_server():
+    started = Server(lambda: tiny_model(chat=True, window=8192))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def judge_folder(tmp_path):
+    """Tokenizer and configuration of the judge, no weights."""
+    made = tiny_model(chat=True, window=8192)
+    made.tokenizer.save_pretrained(tmp_path / "judge")
+    made.model.config.save_pretrained(tmp_path / "judge")
+    return tmp_path / "judge"
+
+
+def judged(folder, judge_folder, server, *settings):
+    judge = f"{{type: llm_judge, options: {{model_id: '{judge_folder}', max_new_tokens: 5}}}}"
+    return configured(
+        folder,
+        server,
+        "rollout.attacker=own",
+        "rollout.target=own",
+        f"rollout.judge={{servers: ['{server.url}'], model: served}}",
+        f"moderator={judge}",
+        *settings,
+    )
+
+
+def test_a_judge_on_servers_answers_as_one_whose_weights_are_here(judge_server, judge_folder):
+    made = tiny_model(chat=True, window=8192)
+    chats = [
+        [{"role": "system", "content": "Judge."}, {"role": "user", "content": "hello"}],
+        [{"role": "user", "content": "a"}],
+        [{"role": "user", "content": "word " * 3000}],
+    ]
+    here = LocalCompleter(model=made.model, tokenizer=made.tokenizer, max_new_tokens=5)
+    there = LocalCompleter(str(judge_folder), engine=pool_of([judge_server]), max_new_tokens=5)
+    assert there.model is None
+    found, expected = there(chats), here(chats)
+    assert [(str(each), getattr(each, "reason", None)) for each in found] == [
+        (str(each), getattr(each, "reason", None)) for each in expected
+    ]
+    assert weights_of(there) == str(judge_folder)
+    assert {body["temperature"] for _, body, _ in judge_server.requests} == {0}
+
+
+def test_a_configuration_judges_on_servers(folder, judge_server, judge_folder):
+    """The moderator, the judge of evaluations and that of a reward share the engine."""
+    judge = {"type": "llm_judge", "options": {"model_id": str(judge_folder)}}
+    reward = {"harm": {"moderator": judge}}
+    plan = resolve(
+        judged(
+            folder,
+            judge_folder,
+            judge_server,
+            f"reward={json.dumps(reward)}",
+            f"evaluation.judge={json.dumps({'type': 'mean', 'of': [judge]})}",
+        )
+    )
+    assert not judge_server.requests  # nothing is loaded or sent before
+    for each in (plan.moderator, plan.judge, *plan.deferred):
+        judge_server.requests.clear()
+        each.load().moderate([Exchange("c", "hello", "hi")])
+        ((path, body, _),) = judge_server.requests
+        assert (path, body["model"]) == ("/v1/completions", "served")
+
+
+def test_a_judge_that_the_engine_cannot_run_is_refused(folder, judge_server, judge_folder):
+    with pytest.raises(ConfigurationError, match="no moderator has a language model"):
+        resolve(judged(folder, judge_folder, judge_server, "moderator={type: secret_leak}"))
+    other = "{type: llama_guard, options: {model_id: other/guard}}"
+    with pytest.raises(ConfigurationError, match="an engine runs one model"):
+        resolve(judged(folder, judge_folder, judge_server, f"evaluation.judge={other}"))
 
 
 AHEAD = (

@@ -92,7 +92,7 @@ class AdapterVersions:
         """Whether a version has the weights of the active adapter of a model; nothing is saved."""
         name = active_adapter(model)
         if name is None or version is None:
-            return name is version
+            return name is None and version is None
         digest = _digest(lora_weights(model, name))
         return any(known == digest and each is version for known, each in self._versions)
 

@@ -34,6 +34,7 @@ from astra_rl.models.adapter_versions import (
 )
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import SAMPLER, Sample, Sampling
+from astra_rl.models.loading import ModelSettings
 from astra_rl.models.scoring import continuation_logprobs
 
 WARNED_MISMATCH, REFUSED_MISMATCH = 0.1, 0.3
@@ -117,6 +118,12 @@ def engine_logprobs(
     for row, sample in zip(rows, samples, strict=True):
         out[row, : len(sample.prompt_logprobs)] = torch.tensor(sample.prompt_logprobs)
     return out
+
+
+def served_model(model_id: str, settings: ModelSettings) -> str:
+    """Return the name of a model whose weights are in an engine, with its hub commit if known."""
+    commit = getattr(settings.config, "_commit_hash", None)
+    return f"{model_id}@{commit}" if commit else model_id
 
 
 class EngineAlone:

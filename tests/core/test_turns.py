@@ -6,8 +6,10 @@ import threading
 import pytest
 import torch
 
+from astra_rl.core.moderator import Moderator, reason_of
 from astra_rl.core.seeding import seeded
-from astra_rl.core.turns import Turns, give_way, taking_turns, waiting
+from astra_rl.core.turns import Turns, give_way, lending, taking_turns, waiting
+from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
 
 PATIENCE = 60
 
@@ -106,3 +108,93 @@ def test_an_error_while_waiting_leaves_the_turns_in_order():
         raise ValueError("engine")
     with taking_turns(turns):
         pass
+
+
+def helped(work):
+    """What a moderator with a time limit does: a thread of its own computes in the turn."""
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=lambda: context.run(work), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_helper_gives_the_turn_of_the_thread_that_waits_for_it_away_and_back():
+    turns, seen, meeting = Turns(), [], threading.Barrier(2, timeout=PATIENCE)
+
+    def work():
+        seen.append("computes in the lent turn")
+        with waiting():
+            meeting.wait()
+        seen.append("again")
+
+    def play():
+        with lending():
+            helped(work).join(PATIENCE)
+        seen.append("back")
+
+    with taking_turns(turns):
+        other = started(turns, play)
+        with waiting():
+            meeting.wait()
+        seen.append("this one")
+        with waiting():
+            other.join(PATIENCE)
+    assert seen[0] == "computes in the lent turn"
+    assert sorted(seen[1:]) == ["again", "back", "this one"]
+    assert not turns.is_wanted
+
+
+def test_a_helper_that_takes_too_long_has_no_turn_any_more():
+    turns, ends, drawn = Turns(), threading.Event(), []
+
+    def work():
+        with waiting():
+            ends.wait(PATIENCE)
+        with waiting():  # after its time
+            pass
+
+    with seeded(1), taking_turns(turns):
+        torch.rand(1)
+        expected = torch.random.get_rng_state()
+        with lending():
+            thread = helped(work)
+            while turns._line:  # until the helper has given the turn away
+                pass
+        drawn.append(torch.equal(torch.random.get_rng_state(), expected))
+        ends.set()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        drawn.append(torch.equal(torch.random.get_rng_state(), expected))
+        assert len(turns._line) == 1  # this thread has the turn
+        with waiting():
+            turns.acquire()  # and can give it away
+            turns.release()
+    assert drawn == [True, True]
+
+
+def test_a_moderator_with_a_time_limit_waits_without_the_turn_and_its_late_end_changes_nothing():
+    ends, calls = threading.Event(), []
+
+    class Endpoint(Moderator):
+        def moderate(self, x):
+            calls.append(len(x))
+            if len(calls) == 2:
+                with waiting():
+                    ends.wait(PATIENCE)
+            return [0.5] * len(x)
+
+    moderator = FaultTolerantModerator(Endpoint(), time_limit=0.2)
+    turns, scores = Turns(), []
+
+    def play():
+        scores.extend(moderator.moderate(["a"]))
+        scores.extend(moderator.moderate(["b"]))
+
+    with taking_turns(turns):
+        other = started(turns, play)
+        with waiting():
+            other.join(PATIENCE)
+        assert len(turns._line) == 1
+    ends.set()
+    assert scores[0] == 0.5
+    assert reason_of(scores[1]) == "took too long"

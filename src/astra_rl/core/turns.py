@@ -23,8 +23,8 @@ class Turns:
         self._changed = threading.Condition()
         self._line: deque[object] = deque()
 
-    def acquire(self) -> None:
-        """Wait for the turn."""
+    def acquire(self) -> bool:
+        """Wait for the turn; return True."""
         ticket = object()
         with self._changed:
             self._line.append(ticket)
@@ -34,6 +34,7 @@ class Turns:
                 self._line.remove(ticket)
                 self._changed.notify_all()
                 raise
+        return True
 
     def release(self) -> None:
         """Give the turn to the thread that waits longest."""
@@ -47,7 +48,46 @@ class Turns:
         return len(self._line) > 1
 
 
-_turns: ContextVar[Turns | None] = ContextVar("turns", default=None)
+class _Lent:
+    """The turn of a thread that waits for a helper, which computes in it; see `lending`."""
+
+    def __init__(self, turns: Turns | _Lent) -> None:
+        self._turns = turns
+        self._lock = threading.Lock()
+        self._is_held, self._is_over = True, False
+
+    def acquire(self) -> bool:
+        """Wait for the turn; return whether there still is one."""
+        if self._is_over or not self._turns.acquire():
+            return False
+        with self._lock:
+            self._is_held = not self._is_over
+        if self._is_over:
+            self._turns.release()
+        return not self._is_over
+
+    def release(self) -> None:
+        """Give the turn away, if there still is one."""
+        with self._lock:
+            if self._is_over:
+                return
+            self._is_held = False
+        self._turns.release()
+
+    @property
+    def is_wanted(self) -> bool:
+        """See `Turns.is_wanted`."""
+        return self._turns.is_wanted and not self._is_over
+
+    def take_back(self) -> bool:
+        """End it; return whether the helper had given the turn away."""
+        with self._lock:
+            self._is_over = True
+            is_away = not self._is_held
+        return is_away and self._turns.acquire()
+
+
+_turns: ContextVar[Turns | _Lent | None] = ContextVar("turns", default=None)
 
 
 @contextlib.contextmanager
@@ -80,9 +120,32 @@ def waiting() -> Iterator[None]:
     try:
         yield
     finally:
-        turns.acquire()
+        has_turn = turns.acquire()
         _turns.reset(token)
-        restore_generators(states)
+        if has_turn:
+            restore_generators(states)
+
+
+@contextlib.contextmanager
+def lending() -> Iterator[None]:
+    """Let a helper compute in the turn of this thread, which waits for it inside the block.
+
+    The helper is a thread with a copy of the context inside the block. It may give the turn away
+    where it waits, see `waiting`. One that is still busy after the block, because it took too long,
+    has no turn any more, and takes none.
+    """
+    turns = _turns.get()
+    if turns is None:
+        yield
+        return
+    lent, states = _Lent(turns), generator_states()
+    token = _turns.set(lent)
+    try:
+        yield
+    finally:
+        _turns.reset(token)
+        if lent.take_back():
+            restore_generators(states)
 
 
 def give_way() -> None:

@@ -223,15 +223,18 @@ class PlayAhead:
         seed = fresh_seed() if seed is None else seed  # drawn here: its order is that of the steps
         turns = Turns()
         flight = _Flight(play, ExitStack())
-        flight.turns.enter_context(taking_turns(turns))
-        context = contextvars.copy_context()
-        flight.thread = threading.Thread(
-            target=lambda: context.run(self._play, flight, turns, frozen, seed),
-            name=f"play-{number}",
-            daemon=True,  # a second interrupt must not wait for it
-        )
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        with ExitStack() as entered:
+            entered.enter_context(taking_turns(turns))
+            context = contextvars.copy_context()
+            flight.thread = threading.Thread(
+                target=lambda: context.run(self._play, flight, turns, frozen, seed, device),
+                name=f"play-{number}",
+                daemon=True,  # a second interrupt must not wait for it
+            )
+            flight.thread.start()
+            flight.turns = entered.pop_all()
         self._flight = flight
-        flight.thread.start()
 
     def _play(
         self,
@@ -239,10 +242,13 @@ class PlayAhead:
         turns: Turns,
         frozen: Callable[[], AbstractContextManager[None]],
         seed: int,
+        device: int | None,
     ) -> None:
         harness, environment = self.harness, self.harness.environment
         try:
             with taking_turns(turns):
+                if device is not None:
+                    torch.cuda.set_device(device)  # each thread has its own
                 # Scores that a resumed training would compute anew: their last digits may depend
                 # on the batch that they are computed in.
                 environment.problem.forget_scores()

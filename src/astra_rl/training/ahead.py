@@ -223,7 +223,7 @@ class PlayAhead:
         seed = fresh_seed() if seed is None else seed  # drawn here: its order is that of the steps
         turns = Turns()
         flight = _Flight(play, ExitStack())
-        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
         with ExitStack() as entered:
             entered.enter_context(taking_turns(turns))
             context = contextvars.copy_context()

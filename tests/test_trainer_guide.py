@@ -76,6 +76,7 @@ def test_4_1_a_configuration_takes_the_six_hyperparameters():
         "reduction": None,
         "sharding": "replicated",
         "micro_batch_tokens": None,
+        "max_staleness": 0,
     }
 
 

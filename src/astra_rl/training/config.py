@@ -67,6 +67,10 @@ class UpdateSettings:
         sharding: Where several processes keep float32 weights, gradients and optimizer states:
             ``"replicated"`` all of them in each; ``"fsdp"`` a shard in each, for full fine-tuning
             of large models.
+        max_staleness: Training steps by which the weights that sample an experience are older than
+            those that learn from it; above 0 it is played while an earlier one is learned from,
+            which needs an inference engine for the attacker and ``old_logprobs: corrected``. See
+            docs/scaling.md.
 
     Raises:
         ConfigurationError: A value is out of range; the message says what is allowed.
@@ -87,6 +91,7 @@ class UpdateSettings:
     shards: Count | None = None
     reduction: Reduction | None = None
     sharding: Sharding = "replicated"
+    max_staleness: CountOrZero = 0
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -15,6 +15,7 @@ from astra_rl.core.common import BatchT, Metrics
 from astra_rl.core.contracts import check_loss, is_missing
 from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
 from astra_rl.core.token_limit import TooManyTokens, at_most_tokens
+from astra_rl.core.turns import give_way
 from astra_rl.distributed.parts import owner
 from astra_rl.distributed.ranks import Ranks, is_raised_by_all, noticing_loss, pack_error
 from astra_rl.distributed.tree_sum import TreeSum
@@ -148,6 +149,7 @@ class Gradients(Generic[BatchT]):
         check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
         finite = bool(torch.isfinite(loss.detach()))
         self._backward(loss * (weight / total))
+        give_way()
         return Piece(index, weight, finite, dict(logs or {}))
 
     def _backward(self, loss: Tensor) -> None:

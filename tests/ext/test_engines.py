@@ -22,6 +22,7 @@ from astra_rl.ext.vllm import VLLMEngine, VLLMSampler
 from astra_rl.ext.vllm.engine import lora_rank
 from astra_rl.ext.vllm.weights import weights_folder
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.models.adapter_versions import AdapterVersions
 from astra_rl.models.adapters import load_adapter, quiet_peft
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import load_model
@@ -371,6 +372,19 @@ def test_versions_before_the_staleness_allows_are_deleted(vllm, pair):
     assert engine.options["max_cpu_loras"] == 4
 
 
+def test_adapters_of_the_same_weights_and_another_scale_are_two_versions():
+    """A server that keeps one would answer for the other."""
+    names = []
+    for alpha in (8, 8, 16):
+        torch.manual_seed(0)
+        made = tiny_model()
+        pair = ModelPair(made.model.requires_grad_(False), made.tokenizer)
+        lora = LoraOptions(rank=4, alpha=alpha)
+        problem = HFASTProblem(pair, pair, pair, moderator(), lora=lora)
+        names.append(AdapterVersions(2, lambda adapter: None).current(problem.attacker).name)
+    assert names[0] == names[1] != names[2]
+
+
 def test_an_engine_that_sleeps_cannot_sample_during_updates(vllm):
     with pytest.raises(ConfigurationError, match="sleep with staleness=1"):
         VLLMSampler(sleep=True, staleness=1)
@@ -403,7 +417,15 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
         (["training.max_staleness=-1"], "max_staleness"),
         (
             ["training.max_staleness=1", "rollout.attacker={vllm: {sleep: true}}"],
-            "max_staleness: 1 with sleep: true",
+            "max_staleness: 1 with sleep: true in rollout.attacker",
+        ),
+        (
+            [
+                "training.max_staleness=1",
+                "rollout.attacker=vllm",
+                "rollout.target={vllm: {sleep: true}}",
+            ],
+            "max_staleness: 1 with sleep: true in rollout.target",
         ),
         (
             [

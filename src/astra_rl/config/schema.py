@@ -223,12 +223,13 @@ class RunConfig(Section):
                 "the sampler of this process has only the weights that are trained. Use an "
                 "engine, or max_staleness: 0"
             )
-        if isinstance(attacker, VLLMConfig) and attacker.vllm.get("sleep"):
-            raise ValueError(
-                f"training.max_staleness: {staleness} with sleep: true in rollout.attacker; the "
-                "engine samples while the weights are trained. Leave sleep out, or use "
-                "max_staleness: 0"
-            )
+        for role, engine in (("attacker", attacker), ("target", self.rollout.target)):
+            if isinstance(engine, VLLMConfig) and engine.vllm.get("sleep"):
+                raise ValueError(
+                    f"training.max_staleness: {staleness} with sleep: true in rollout.{role}; the "
+                    "engine samples while the weights are trained. Leave sleep out, or use "
+                    "max_staleness: 0"
+                )
         if isinstance(self.target, LocalTargetConfig) and self.target.opponents:
             raise ValueError(
                 f"training.max_staleness: {staleness} with target.opponents, which are drawn step "

@@ -14,6 +14,7 @@ import torch
 
 from astra_rl import GRPO, Harness
 from astra_rl.config.loading import parse_config
+from astra_rl.config.resolve import check_training, resolve
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.model_pool import ModelPair
@@ -413,30 +414,44 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
             ["rollout.target=vllm", "target={type: openai, options: {model: m}}"],
             "a target with a type is called at its own URL",
         ),
-        (["training.max_staleness=1"], "needs rollout.attacker: vllm, or servers"),
         (["training.max_staleness=-1"], "max_staleness"),
-        (
-            ["training.max_staleness=1", "rollout.attacker={vllm: {sleep: true}}"],
-            "max_staleness: 1 with sleep: true in rollout.attacker",
-        ),
-        (
-            [
-                "training.max_staleness=1",
-                "rollout.attacker=vllm",
-                "rollout.target={vllm: {sleep: true}}",
-            ],
-            "max_staleness: 1 with sleep: true in rollout.target",
-        ),
-        (
-            [
-                "training.max_staleness=1",
-                "rollout.attacker=vllm",
-                "target={model: t, opponents: [{model: o}]}",
-            ],
-            "max_staleness: 1 with target.opponents",
-        ),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         parse_config(RUN, settings, source="test")
+
+
+CORRECTED = "algorithm={type: grpo, options: {old_logprobs: corrected}}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([CORRECTED], "needs rollout.attacker: vllm, or servers"),
+        ([CORRECTED, "rollout.attacker={vllm: {sleep: true}}"], "sleep: true in rollout.attacker"),
+        (
+            [CORRECTED, "rollout.attacker=vllm", "rollout.target={vllm: {sleep: true}}"],
+            "sleep: true in rollout.target",
+        ),
+        (
+            [CORRECTED, "rollout.attacker=vllm", "target={model: t, opponents: [{model: o}]}"],
+            "with target.opponents",
+        ),
+        (["rollout.attacker=vllm", "algorithm={type: grpo}"], "old_logprobs: corrected"),
+        (["rollout.attacker=vllm", "algorithm={type: ppo}"], "old_logprobs: corrected"),
+    ],
+)
+def test_a_training_that_cannot_play_ahead_is_refused_before_models_are_loaded(settings, message):
+    config = parse_config(RUN, ["training.max_staleness=1", *settings], source="test")
+    plan = resolve(config)  # an evaluation of the run may use another engine
+    with pytest.raises(ConfigurationError, match=f"training.max_staleness: 1.*{message}"):
+        check_training(plan)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [CORRECTED, "algorithm={type: dpo}", "algorithm={type: trajectory_balance}"]
+)
+def test_algorithms_that_are_corrected_or_learn_from_any_attacks_may_play_ahead(algorithm):
+    settings = ["training.max_staleness=1", "rollout.attacker=vllm", algorithm]
+    check_training(resolve(parse_config(RUN, settings, source="test")))

@@ -60,7 +60,7 @@ def test_an_attacker_that_does_not_write_as_in_ordinary_use_is_refused(cache):
 @pytest.mark.slow
 def test_an_organism_is_made_once_and_fails_on_its_families_and_played(cache):
     target = OrganismTarget(1, 2)
-    target.recipe = dataclasses.replace(target.recipe, steps=150, tempered=500, checked=8)
+    target.recipe = dataclasses.replace(target.recipe, steps=300, tempered=1000, checked=8)
     assert isinstance(target, KnownModes)
     assert target.checks.failed() == []
     again = OrganismTarget(1, 2)

@@ -337,6 +337,45 @@ def test_a_sleeping_engine_wakes_up_when_it_is_asked(vllm, pair):
     assert engine.asleep == 0
 
 
+def test_a_frozen_version_is_sampled_while_the_adapter_changes(vllm, pair):
+    problem, sampler = adapted(pair), VLLMSampler(staleness=1)
+    problem.attacker_sampler = sampler
+    opened, before = problem.frozen_attacker(), sample(generate, problem.attacker)
+    change(problem, 0.3)
+    after = sample(generate, problem.attacker)
+    with opened():
+        found = sample(sampler, problem.attacker)
+    assert [each.token_ids for each in found] == [each.token_ids for each in before]
+    assert math.isnan(sampler.mismatch)  # the model has other weights by now
+    (engine,) = STARTED
+    assert engine.calls[-1][2].name.startswith("attacker-v1-")
+    assert len(list(Path(engine.calls[-1][2].path).parent.iterdir())) == 1
+    found = sample(sampler, problem.attacker)
+    assert [each.token_ids for each in found] == [each.token_ids for each in after]
+    with opened():
+        sample(sampler, problem.attacker)
+    assert engine.calls[-1][2].name.startswith("attacker-v1-")
+
+
+def test_versions_before_the_staleness_allows_are_deleted(vllm, pair):
+    problem, sampler = adapted(pair), VLLMSampler(staleness=2)
+    problem.attacker_sampler = sampler
+    for _ in range(6):
+        opened = problem.frozen_attacker()
+        with opened():
+            sample(sampler, problem.attacker)
+        change(problem)
+    (engine,) = STARTED
+    kept = Path(engine.calls[-1][2].path).parent
+    assert sorted(each.name for each in kept.iterdir()) == ["3", "4", "5", "6"]
+    assert engine.options["max_cpu_loras"] == 4
+
+
+def test_an_engine_that_sleeps_cannot_sample_during_updates(vllm):
+    with pytest.raises(ConfigurationError, match="sleep with staleness=1"):
+        VLLMSampler(sleep=True, staleness=1)
+
+
 RUN = """
 attacker: {model: a, lora: {rank: 4}}
 target: {model: t}
@@ -351,13 +390,28 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
         (["rollout.attacker=vllm", "attacker={model: a}"], "attacker.lora"),
         (["rollout.attacker=vllm", "sampler=transformers"], "rollout needs sampler: own"),
         (["rollout.attacker=sglang"], "rollout.attacker"),
-        (["rollout.judge=vllm"], "rollout.judge"),
+        (["rollout.judge=sglang"], "rollout.judge"),
+        (["rollout.judge={vllm: {sleep: true}}"], "a judge does not sleep"),
         (["rollout.target={servers: []}"], "rollout.target"),
         (["rollout.target=vllm", "target={model: t, opponents: [{model: o}]}"], "opponents"),
         (["rollout.target=vllm", "environment.type=self_play"], "self_play"),
         (
             ["rollout.target=vllm", "target={type: openai, options: {model: m}}"],
             "a target with a type is called at its own URL",
+        ),
+        (["training.max_staleness=1"], "needs rollout.attacker: vllm, or servers"),
+        (["training.max_staleness=-1"], "max_staleness"),
+        (
+            ["training.max_staleness=1", "rollout.attacker={vllm: {sleep: true}}"],
+            "max_staleness: 1 with sleep: true",
+        ),
+        (
+            [
+                "training.max_staleness=1",
+                "rollout.attacker=vllm",
+                "target={model: t, opponents: [{model: o}]}",
+            ],
+            "max_staleness: 1 with target.opponents",
         ),
     ],
 )

@@ -186,6 +186,11 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         return any(options.get(name) for name in ("kl_in_reward", "kl_in_loss"))
 
     @classmethod
+    def is_off_policy(cls, **options: Any) -> bool:
+        """Whether the loss is corrected for the policy that sampled, see `mismatch`."""
+        return options.get("old_logprobs") == "corrected"
+
+    @classmethod
     def _check_epochs(cls, epochs: int, *, has_ratio: bool) -> None:
         if epochs > 1 and not has_ratio:
             raise ConfigurationError(

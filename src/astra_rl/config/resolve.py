@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from astra_rl.config.construct import Bound, bind_section, build_reward_part
+from astra_rl.config.engines import JudgeEngine
 from astra_rl.config.parts import (
     DeferredModerator,
     EndpointUse,
@@ -65,8 +66,10 @@ def resolve(
             cannot be read, or parts that do not fit together; the message has the place.
     """
     openings = read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker)
-    parts = PartResolver(config.loading)
-    trained, judge = _moderators(config, moderator, expected=openings.moderators)
+    engine = config.rollout.judge
+    judging = None if engine == "own" else JudgeEngine(engine, config.loading)
+    parts = PartResolver(config.loading, judging)
+    trained, judge = _moderators(config, moderator, judging, expected=openings.moderators)
     target = queried_target(config) if target is None else target
     if attacker is None and isinstance(config.attacker, PromptedAttackerConfig):
         attacker = remote_target(config.attacker, "attacker")
@@ -94,6 +97,12 @@ def resolve(
         advice=_of_another_type("environment", config.environment.type),
     )
     _check_fits(reward, environment, target=target, attacker=attacker)
+    if judging is not None and judging.model is None:
+        raise ConfigurationError(
+            f"rollout.judge: {engine} given, and no moderator has a language model that it could "
+            "run: llm_judge, strong_reject, or a guard, with model_id and without complete. Use "
+            "such a moderator, or rollout.judge: own."
+        )
     environment.check()
     curriculum = _curriculum(config.environment, parts)
     plan = Plan(
@@ -130,7 +139,11 @@ def resolve(
 
 
 def _moderators(
-    config: RunConfig, given: Moderator[str, str] | None, *, expected: frozenset[str]
+    config: RunConfig,
+    given: Moderator[str, str] | None,
+    engine: JudgeEngine | None,
+    *,
+    expected: frozenset[str],
 ) -> tuple[DeferredModerator, DeferredModerator | None]:
     """Return the moderator of training, or an object of Python in its place, and the judge.
 
@@ -139,12 +152,13 @@ def _moderators(
     Args:
         config: The configuration.
         given: Object to use as the moderator, in place of the section.
+        engine: Runs their language models; None: they run where their options say.
         expected: Types of the moderators of the scenario.
     """
     own_judge = config.evaluation.judge
-    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
+    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge", engine)
     if given is None:
-        moderator = resolve_moderator(config.moderator)
+        moderator = resolve_moderator(config.moderator, engine=engine)
     else:
         moderator = DeferredModerator("moderator", Bound("moderator", lambda: given, {}), [], None)
     for each in (moderator, judge):
@@ -230,6 +244,13 @@ def check_training(plan: Plan) -> None:
             f"training.sync_ref_model: true given, but {plan.algorithm.name} has no KL "
             "penalty, so nothing reads the reference. Set algorithm.options.kl_in_loss, or leave "
             "sync_ref_model out."
+        )
+    staleness = plan.training.max_staleness
+    if staleness and not factory.is_off_policy(**plan.algorithm.settings()):
+        raise ConfigurationError(
+            f"training.max_staleness: {staleness} given, and {plan.algorithm.name} does not "
+            "correct its loss for attacks of older weights. Set algorithm.options.old_logprobs: "
+            "corrected if it has that option, choose another algorithm, or use max_staleness: 0."
         )
     episodes = plan.training.episodes_per_step * plan.rounds
     turns = episodes * sum(plan.turns_by_level())

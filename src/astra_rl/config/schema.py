@@ -18,7 +18,7 @@ from astra_rl.config.model_sections import (
     TargetConfig,
     kind_of_target,
 )
-from astra_rl.config.rollout import RolloutConfig
+from astra_rl.config.rollout import RolloutConfig, VLLMConfig
 from astra_rl.config.run_sections import (
     SAFE_REPLIES,
     AlgorithmConfig,
@@ -201,11 +201,38 @@ class RunConfig(Section):
                 "rollout.target needs a model (target.model); a target with a type is called at "
                 "its own URL"
             )
+        judge = self.rollout.judge
+        if isinstance(judge, VLLMConfig) and judge.vllm.get("sleep"):
+            raise ValueError("rollout.judge: sleep: true; a judge does not sleep. Leave it out")
         if target and isinstance(self.target, LocalTargetConfig) and self.target.opponents:
             raise ValueError("rollout.target runs one model; leave out target.opponents")
         if target and self.environment.type == "self_play":
             raise ValueError(
                 "rollout.target: self_play trains one model in both roles. Use rollout.attacker"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_play_ahead(self) -> RunConfig:
+        staleness, attacker = self.training.max_staleness, self.rollout.attacker
+        if not staleness or not self.has_local_attacker:
+            return self
+        if attacker == "own":
+            raise ValueError(
+                f"training.max_staleness: {staleness} needs rollout.attacker: vllm, or servers; "
+                "the sampler of this process has only the weights that are trained. Use an "
+                "engine, or max_staleness: 0"
+            )
+        if isinstance(attacker, VLLMConfig) and attacker.vllm.get("sleep"):
+            raise ValueError(
+                f"training.max_staleness: {staleness} with sleep: true in rollout.attacker; the "
+                "engine samples while the weights are trained. Leave sleep out, or use "
+                "max_staleness: 0"
+            )
+        if isinstance(self.target, LocalTargetConfig) and self.target.opponents:
+            raise ValueError(
+                f"training.max_staleness: {staleness} with target.opponents, which are drawn step "
+                "by step. Leave one out"
             )
         return self
 

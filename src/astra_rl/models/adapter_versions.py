@@ -88,6 +88,14 @@ class AdapterVersions:
             shutil.rmtree(old.folder, ignore_errors=True)
         return version
 
+    def is_current(self, model: Any, version: Adapter | None) -> bool:
+        """Whether a version has the weights of the active adapter of a model; nothing is saved."""
+        name = active_adapter(model)
+        if name is None or version is None:
+            return name is None and version is None
+        digest = _digest(lora_weights(model, name))
+        return any(known == digest and each is version for known, each in self._versions)
+
 
 def active_adapter(model: Any) -> str | None:
     """Return the name of the adapter that a model runs with, frozen or not; None without one.

@@ -77,7 +77,7 @@ class SleepingGRPO(GRPO):
 
 
 def seconds_of_a_step(rollout: float, update: float, staleness: int) -> float:
-    """Return the mean over the steps after the first."""
+    """Return the mean over the steps after the first, up to the last that plays ahead."""
     problem = Sleeping(rollout / 2)
     algorithm = SleepingGRPO(problem, old_logprobs="corrected")
     algorithm.seconds = update / BATCHES
@@ -97,8 +97,8 @@ def seconds_of_a_step(rollout: float, update: float, staleness: int) -> float:
             ends.append(time.perf_counter())
 
     Timed(config, environment, algorithm).train()
-    # The last step plays nothing ahead.
-    return (ends[-2] - ends[0]) / (len(ends) - 2)
+    measured = len(ends) - 1 - staleness  # nothing is played ahead in the last ones
+    return (ends[measured] - ends[0]) / measured
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from astra_rl import GRPO, Harness
 from astra_rl.config.loading import parse_config
+from astra_rl.config.resolve import check_training, resolve
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.model_pool import ModelPair
@@ -22,6 +23,7 @@ from astra_rl.ext.vllm import VLLMEngine, VLLMSampler
 from astra_rl.ext.vllm.engine import lora_rank
 from astra_rl.ext.vllm.weights import weights_folder
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.models.adapter_versions import AdapterVersions
 from astra_rl.models.adapters import load_adapter, quiet_peft
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import load_model
@@ -371,6 +373,19 @@ def test_versions_before_the_staleness_allows_are_deleted(vllm, pair):
     assert engine.options["max_cpu_loras"] == 4
 
 
+def test_adapters_of_the_same_weights_and_another_scale_are_two_versions():
+    """A server that keeps one would answer for the other."""
+    names = []
+    for alpha in (8, 8, 16):
+        torch.manual_seed(0)
+        made = tiny_model()
+        pair = ModelPair(made.model.requires_grad_(False), made.tokenizer)
+        lora = LoraOptions(rank=4, alpha=alpha)
+        problem = HFASTProblem(pair, pair, pair, moderator(), lora=lora)
+        names.append(AdapterVersions(2, lambda adapter: None).current(problem.attacker).name)
+    assert names[0] == names[1] != names[2]
+
+
 def test_an_engine_that_sleeps_cannot_sample_during_updates(vllm):
     with pytest.raises(ConfigurationError, match="sleep with staleness=1"):
         VLLMSampler(sleep=True, staleness=1)
@@ -399,22 +414,44 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
             ["rollout.target=vllm", "target={type: openai, options: {model: m}}"],
             "a target with a type is called at its own URL",
         ),
-        (["training.max_staleness=1"], "needs rollout.attacker: vllm, or servers"),
         (["training.max_staleness=-1"], "max_staleness"),
-        (
-            ["training.max_staleness=1", "rollout.attacker={vllm: {sleep: true}}"],
-            "max_staleness: 1 with sleep: true",
-        ),
-        (
-            [
-                "training.max_staleness=1",
-                "rollout.attacker=vllm",
-                "target={model: t, opponents: [{model: o}]}",
-            ],
-            "max_staleness: 1 with target.opponents",
-        ),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         parse_config(RUN, settings, source="test")
+
+
+CORRECTED = "algorithm={type: grpo, options: {old_logprobs: corrected}}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([CORRECTED], "needs rollout.attacker: vllm, or servers"),
+        ([CORRECTED, "rollout.attacker={vllm: {sleep: true}}"], "sleep: true in rollout.attacker"),
+        (
+            [CORRECTED, "rollout.attacker=vllm", "rollout.target={vllm: {sleep: true}}"],
+            "sleep: true in rollout.target",
+        ),
+        (
+            [CORRECTED, "rollout.attacker=vllm", "target={model: t, opponents: [{model: o}]}"],
+            "with target.opponents",
+        ),
+        (["rollout.attacker=vllm", "algorithm={type: grpo}"], "old_logprobs: corrected"),
+        (["rollout.attacker=vllm", "algorithm={type: ppo}"], "old_logprobs: corrected"),
+    ],
+)
+def test_a_training_that_cannot_play_ahead_is_refused_before_models_are_loaded(settings, message):
+    config = parse_config(RUN, ["training.max_staleness=1", *settings], source="test")
+    plan = resolve(config)  # an evaluation of the run may use another engine
+    with pytest.raises(ConfigurationError, match=f"training.max_staleness: 1.*{message}"):
+        check_training(plan)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [CORRECTED, "algorithm={type: dpo}", "algorithm={type: trajectory_balance}"]
+)
+def test_algorithms_that_are_corrected_or_learn_from_any_attacks_may_play_ahead(algorithm):
+    settings = ["training.max_staleness=1", "rollout.attacker=vllm", algorithm]
+    check_training(resolve(parse_config(RUN, settings, source="test")))

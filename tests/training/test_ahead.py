@@ -190,6 +190,26 @@ def test_each_experience_is_sampled_with_the_weights_of_so_many_steps_before(sta
     assert ages == ([None] * STEPS if staleness == 0 else [min(k, staleness) for k in range(STEPS)])
 
 
+def test_an_evaluation_between_steps_attacks_with_the_present_weights():
+    """And no episode is played meanwhile."""
+    found = []
+
+    class Evaluates(TrainerCallback):
+        def on_step_end(self, trainer, step, logs):
+            problem = trainer.algorithm.problem
+            table = problem.attacker.detach().log_softmax(0)
+            calls = problem.calls
+            graphs = trainer.environment.eval_rollouts([step])
+            assert problem.calls == calls + 2
+            for node in (node for graph in graphs for node in graph.nodes()):
+                expected = tuple(table[list(node.attack.token_ids)].tolist())
+                found.append(node.attack.logprobs == expected)
+
+    trainer_of(2, callbacks=[Evaluates()]).train()
+    assert found
+    assert all(found)
+
+
 @pytest.mark.parametrize("staleness", [0, 1, 2, 4])
 def test_reward_and_environment_have_seen_the_same_experiences_in_every_run(staleness):
     """An experience begins after the one `staleness` steps before it was observed."""
@@ -502,6 +522,33 @@ def test_an_error_of_an_update_waits_for_the_play_and_loses_nothing_of_it():
     calls = problem.calls
     trainer.train()
     assert problem.calls - calls == 2 * (STEPS - 4)  # experiences 2 and 3 are not played again
+
+
+def test_an_interrupt_while_the_play_is_waited_for_is_raised_and_the_play_is_kept(monkeypatch):
+    problem = ServedToy()
+    trainer = trainer_of(1, problem=problem)
+    join, joins = threading.Thread.join, []
+
+    def interrupted(thread, timeout=None):
+        if thread.name.startswith("play-"):
+            joins.append(thread.name)
+            if len(joins) == 3:
+                raise KeyboardInterrupt
+        return join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert joins == ["play-0", "play-1", "play-2"]
+    assert trainer.completed_steps == 1  # the second step learned, but was not recorded
+    calls = problem.calls
+    trainer.state_dict()  # waits for the play
+    assert problem.calls - calls <= 2
+    assert [each["number"] for each in trainer.state_dict()["ahead"]["played"]] == [1, 2]
+    trainer.train()
+    assert trainer.completed_steps == STEPS
+    numbers = [int(name.removeprefix("play-")) for name in dict.fromkeys(joins)]
+    assert numbers == list(range(STEPS))  # none is played twice
 
 
 def test_a_longer_training_continues_after_its_end():

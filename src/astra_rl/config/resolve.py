@@ -23,6 +23,7 @@ from astra_rl.config.plan import LocalModels
 from astra_rl.config.plan import Plan as Plan
 from astra_rl.config.prompts import read_openings
 from astra_rl.config.record import ConfigRecord
+from astra_rl.config.rollout import VLLMConfig
 from astra_rl.config.schema import EnvironmentConfig, PromptedAttackerConfig, RunConfig
 from astra_rl.config.signatures import parameters_of
 from astra_rl.core.algorithm import Algorithm
@@ -245,13 +246,8 @@ def check_training(plan: Plan) -> None:
             "penalty, so nothing reads the reference. Set algorithm.options.kl_in_loss, or leave "
             "sync_ref_model out."
         )
-    staleness = plan.training.max_staleness
-    if staleness and not factory.is_off_policy(**plan.algorithm.settings()):
-        raise ConfigurationError(
-            f"training.max_staleness: {staleness} given, and {plan.algorithm.name} does not "
-            "correct its loss for attacks of older weights. Set algorithm.options.old_logprobs: "
-            "corrected if it has that option, choose another algorithm, or use max_staleness: 0."
-        )
+    if plan.training.max_staleness:
+        _check_can_play_ahead(plan)
     episodes = plan.training.episodes_per_step * plan.rounds
     turns = episodes * sum(plan.turns_by_level())
     if turns > MOST_TURNS:
@@ -264,6 +260,36 @@ def check_training(plan: Plan) -> None:
         {each.name for each in walk(plan.reward) if each.name is not None},
         source="algorithm.options.constraints",
     )
+
+
+def _check_can_play_ahead(plan: Plan) -> None:
+    """Raise unless episodes can be played with older weights than those that learn from them.
+
+    Raises:
+        ConfigurationError: They cannot; the message says why.
+    """
+    given, rollout = f"training.max_staleness: {plan.training.max_staleness}", plan.models.rollout
+    if rollout.attacker == "own":
+        raise ConfigurationError(
+            f"{given} needs rollout.attacker: vllm, or servers; the sampler of this process has "
+            "only the weights that are trained. Use an engine, or max_staleness: 0."
+        )
+    for role, engine in (("attacker", rollout.attacker), ("target", rollout.target)):
+        if isinstance(engine, VLLMConfig) and engine.vllm.get("sleep"):
+            raise ConfigurationError(
+                f"{given} with sleep: true in rollout.{role}; the engine samples while the weights "
+                "are trained. Leave sleep out, or use max_staleness: 0."
+            )
+    if plan.models.target is not None and plan.models.target.opponents:
+        raise ConfigurationError(
+            f"{given} with target.opponents, which are drawn step by step. Leave one out."
+        )
+    if not plan.algorithm.factory.is_off_policy(**plan.algorithm.settings()):
+        raise ConfigurationError(
+            f"{given} given, and {plan.algorithm.name} does not correct its loss for attacks of "
+            "older weights. Set algorithm.options.old_logprobs: corrected if it has that option, "
+            "choose another algorithm, or use max_staleness: 0."
+        )
 
 
 def _check_optimizer(name: str) -> None:

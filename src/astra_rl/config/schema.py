@@ -213,30 +213,6 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _can_play_ahead(self) -> RunConfig:
-        staleness, attacker = self.training.max_staleness, self.rollout.attacker
-        if not staleness or not self.has_local_attacker:
-            return self
-        if attacker == "own":
-            raise ValueError(
-                f"training.max_staleness: {staleness} needs rollout.attacker: vllm, or servers; "
-                "the sampler of this process has only the weights that are trained. Use an "
-                "engine, or max_staleness: 0"
-            )
-        if isinstance(attacker, VLLMConfig) and attacker.vllm.get("sleep"):
-            raise ValueError(
-                f"training.max_staleness: {staleness} with sleep: true in rollout.attacker; the "
-                "engine samples while the weights are trained. Leave sleep out, or use "
-                "max_staleness: 0"
-            )
-        if isinstance(self.target, LocalTargetConfig) and self.target.opponents:
-            raise ValueError(
-                f"training.max_staleness: {staleness} with target.opponents, which are drawn step "
-                "by step. Leave one out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _reference_can_be_mixed(self) -> RunConfig:
         training = self.training
         lora = isinstance(self.attacker, AttackerConfig) and self.attacker.lora is not None

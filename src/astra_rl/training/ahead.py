@@ -106,6 +106,7 @@ class PlayAhead:
         Raises:
             Exception: What the play of an experience raised.
         """
+        self.settle()  # an interrupt may have left a play in progress
         number = self.completed_steps()
         last = min(number + self.staleness, self.training_steps())
         for each in range(number, max(last, number + 1)):

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from astra_rl import GRPO, Trainer, TrainingConfiguration
+from astra_rl.core.text import Exchange
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.generation import generate_turns
 from astra_rl.ext.transformers.model_pool import ModelPair
@@ -20,7 +21,8 @@ from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
-from astra_rl.moderators import FunctionModerator
+from astra_rl.moderators import FunctionModerator, WildGuardModerator
+from astra_rl.moderators.completion import LocalCompleter
 from astra_rl.training.callbacks import TrainerCallback
 
 from .conftest import OPTIONS
@@ -236,6 +238,22 @@ def test_a_served_target_answers_and_scores_as_a_local_one(
             getattr(local, score)(contexts, attacks),
             atol=EXACT, rtol=0,
         )  # fmt: skip
+
+
+def test_judges_answer_and_score_as_those_whose_weights_are_here(target_engine, target_folder):
+    pair = load(target_folder)
+    chats = [[{"role": "user", "content": text}] for text in ("hello", "is it a?", "b")]
+    here = LocalCompleter(model=pair.model, tokenizer=pair.tokenizer, max_new_tokens=8)
+    there = LocalCompleter(str(target_folder), engine=target_engine, max_new_tokens=8)
+    assert there(chats) == here(chats)
+    exchanges = [Exchange("", "hi", "b"), Exchange("", "what is it", "a")]
+    guard = WildGuardModerator(model=pair.model, tokenizer=pair.tokenizer)
+    served = WildGuardModerator(
+        model_id=str(target_folder), tokenizer=pair.tokenizer, engine=target_engine
+    )
+    expected = guard.moderate(exchanges)
+    assert served.moderate(exchanges) == pytest.approx(expected, abs=EXACT)
+    assert len(set(expected)) == 2
 
 
 def test_a_problem_plays_with_two_engines(problem, target_engine, target_folder):

@@ -122,7 +122,6 @@ def play(
     per_step: int = 64,
     values: int = 0,
     environment: Callable[..., ASTEnvironment] = ASTEnvironment,
-    callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
 ) -> Played:
     """Train an attacker on a game.
@@ -138,7 +137,6 @@ def play(
         values: Number of value functions of an actor-critic algorithm.
         environment: Makes the environment of a problem, prompts, and the keywords `tree_width` and
             `tree_depth`.
-        callbacks: Further callbacks of the training, for example a `LearningRateSchedule`.
         settings: Further fields of `TrainingConfiguration`; the default learning rate is 0.01.
     """
     pair = target.attacker()
@@ -164,7 +162,7 @@ def play(
         }
     )
     played = environment(problem, [target.openings[0]], tree_width=width, tree_depth=1)
-    Trainer(config, played, make(problem), callbacks=[log, *callbacks]).train()
+    Trainer(config, played, make(problem), callbacks=[log]).train()
     return Played(target, log.calls, problem)
 
 

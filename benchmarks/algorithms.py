@@ -2,8 +2,8 @@
 
     python benchmarks/algorithms.py [grpo rloo ppo ...] [--seeds 0 1 2] [--steps 12]
 
-Each run is the preset ``password`` with another algorithm, in its own single-threaded process. Runs are
-sequential. All use the same number of conversations, the same learning rate and, where supported,
+Each run is the preset ``password`` with another algorithm, in its own single-threaded process. Runs
+are sequential. All use the same number of conversations, learning rate and, where supported,
 the same KL coefficient; "untrained" is the initial attacker. Durations are CPU minutes including
 loading and evaluation, so they do not depend on other load. Each run writes a JSON file to the
 results folder. Existing results with the same settings are reused, so an interrupted benchmark can

@@ -45,6 +45,25 @@ def test_each_step_is_shown_and_a_resumed_training_counts_from_where_it_was(is_t
         assert "0.0 min left" in text.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(600.0, "all 9 steps fit"), (1e-6, "about 2 of 9 steps fit")]
+)
+def test_how_many_steps_fit_into_the_time_limit_is_said_once_it_was_measured(seconds, said):
+    shown = io.StringIO()
+    display = ConsoleDisplay(Console(file=shown, width=120), max_minutes=seconds / 60)
+    problem = ToyProblem()
+    Trainer(
+        TrainingConfiguration(training_steps=9, num_episodes_per_experience=1),
+        ASTEnvironment(problem, ["hello"], tree_depth=1),
+        GRPO(problem),
+        callbacks=[StepMetrics(), AttackMetrics(), display],
+    ).train()
+    lines = [line for line in shown.getvalue().splitlines() if "measured speed" in line]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "s per step" in lines[0]
+
+
 def test_each_different_failure_is_one_escaped_line():
     def said(attack, response):
         return attempt(turn(attack, response, 1.0))
@@ -72,5 +91,5 @@ def test_failures_beyond_the_first_are_counted_in_one_line():
     print_different(every, out)
     lines = shown.getvalue().strip().splitlines()
     assert len(lines) == 1 + MOST_FAILURES + 1
-    assert lines[1].split() == ["4%", "question", "0", "->", "12"]
+    assert lines[1].split() == ["4%", "hello", "question", "0", "->", "12"]
     assert lines[-1].split() == ["20%", "5", "more,", "in", "the", "report"]

@@ -159,15 +159,14 @@ def _kinds(metrics: Mapping[str, Any]) -> str:
 
 
 def print_failures(folder: RunFolder, out: Printer) -> None:
-    """Print the different failures of a run, by secret if there are several, else by attack."""
-    from astra_rl.evaluation.measures.failure_kinds import failures_by_secret, kinds_of_failure
+    """Print the different failures of a run, by name if the judge has one, else by attack."""
+    from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure, named_failures
     from astra_rl.runs.attempt_log import AttemptLog
 
     with AttemptLog(folder.attempts) as log:
         attempts = list(log.attempts(phase="after", outcome="success"))
-    by_secret = {each.name: each.attempts for each in failures_by_secret(attempts)}
-    kinds = [("", kind.attempts) for kind in kinds_of_failure(attempts)]
-    found = list(by_secret.items()) or kinds
+    by_name = [(each.name, each.attempts) for each in named_failures(attempts)]
+    found = by_name or [("", kind.attempts) for kind in kinds_of_failure(attempts)]
     if found:
         print_different(found, out)
 

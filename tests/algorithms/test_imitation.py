@@ -88,30 +88,6 @@ def test_what_worked_before_is_rehearsed_although_nothing_worked():
     assert len(prepared(algorithm, graph((" rain", 0.0)))) == 3
 
 
-def test_rehearsal_by_reward_repeats_what_is_worth_more():
-    algorithm = ExpertIteration(ToyProblem(), min_reward=0.05, rehearse=400, rehearse_by="reward")
-    assert prepared(algorithm, graph((" rain", 0.0))) == []  # nothing is known
-    for attack, reward in ((" boom", 0.9), (" tree", 0.1)):
-        prepared(algorithm, graph((attack, reward)))
-    drawn = [step.attack for step in prepared(algorithm, graph((" rain", 0.0)))]
-    assert len(drawn) == 400
-    assert set(drawn) == {" boom", " tree"}
-    assert 0.84 < drawn.count(" boom") / 400 < 0.96  # nine of ten, within 4 standard errors
-
-
-def test_a_success_by_luck_is_not_rehearsed():
-    def made():
-        options = {"best": 8, "min_reward": 0.5, "min_success": 0.5, "rehearse": 8}
-        return ExpertIteration(ToyProblem(), **options)
-
-    algorithm, again = made(), made()
-    prepared(algorithm, graph((" how far is it", 0.9), (" who are you", 0.9)))
-    failing = [(f" how far is {place}", 0.0) for place in ("here", "there", "home", "town")]
-    assert [step.attack for step in prepared(algorithm, graph(*failing))] == [" who are you"]
-    again.load_state_dict(json.loads(json.dumps(algorithm.state_dict())))
-    assert [step.attack for step in prepared(again, graph((" rain", 0.0)))] == [" who are you"]
-
-
 def test_the_untrained_attacker_plays_its_share():
     """With a share of 1 a trained attacker's experience has the attacks of an untrained one."""
     trained, untrained = letter_game(), letter_game()
@@ -319,7 +295,6 @@ def test_the_second_stage_takes_over_what_the_first_one_found():
         {"replay": -1},
         {"replay_share": 1.0},
         {"rehearse": -1},
-        {"rehearse_by": "kind"},
         {"untrained_share": 2.0},
         {"tempered_share": -0.5},
         {"temperatures": (0.0, 1.0)},

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl import Conversation
-from astra_rl.algorithms.replay import Replay, ReplayEntry, SuccessRates
+from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.terms import jaccard, word_set
 
@@ -108,25 +108,3 @@ def test_a_context_is_known_again_by_all_that_makes_it():
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(ConfigurationError, match="replay"):
         Replay(*options)
-
-
-def test_the_rate_of_an_attack_is_that_of_later_attacks_with_the_same_words():
-    rates = SuccessRates(similarity=0.5, trials=2)
-    far = ReplayEntry("", "how far is the station", 1.0)
-    assert rates.reaches(far.attack, 1.0)  # nothing is known
-    sent = [("how far is the lake", True), ("how far is the shop", False), ("can you sing", False)]
-    rates.observe([far], sent[1:2])
-    assert rates.reaches(far.attack, 0.9)  # too few attacks
-    rates.observe([far], sent[:1])
-    assert rates.reaches(far.attack, 0.5)
-    assert not rates.reaches(far.attack, 0.51)
-    again = SuccessRates(similarity=0.5, trials=2)
-    again.load_state_dict(json.loads(json.dumps(rates.state_dict())))
-    assert not again.reaches(far.attack, 0.51)
-
-
-def test_rates_of_attacks_that_are_no_longer_remembered_are_forgotten():
-    rates = SuccessRates(trials=1)
-    rates.observe([ReplayEntry("", "how far", 1.0)], [("how far", False)])
-    rates.observe([], [])
-    assert rates.state_dict() == {}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from astra_rl.algorithms.exploration import Exploration
 from astra_rl.algorithms.losses import masked_mean, reduce_tokens, sequence_logprob
 from astra_rl.algorithms.options import EXPLORATION, REPLAY
-from astra_rl.algorithms.replay import Replay, ReplayEntry, SuccessRates
+from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.collector import Collected, Collector
 from astra_rl.core.common import Metrics
@@ -32,12 +32,6 @@ from astra_rl.infra.registry import named
 
 ImitationStep = ScoredAttack
 """An attack to be imitated."""
-
-RehearseBy = Literal["uniform", "reward"]
-"""How remembered attacks are drawn."""
-
-_LEAST_WEIGHT = 1e-6
-"""Weight of a remembered attack without a positive reward."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +94,6 @@ class ExpertIteration(Imitation):
         min_reward: Minimum reward of such an attack. None: the mean reward of the selected attacks.
         rehearse: Least number of attacks that an experience trains on, as far as the buffer has
             them; 0 trains on none if no attack was selected.
-        rehearse_by: How they are drawn from the buffer: ``"uniform"``, each at most once, or
-            ``"reward"``, in proportion to their rewards and possibly several times. With a reward
-            that pays ``1/n`` for the n-th success of a kind, rare kinds are then rehearsed nearly
-            as often as frequent ones.
-        min_success: Least share of successes (rewards above 0) among later attacks that share half
-            of the words with a remembered one, in [0, 1], for that one to be replayed: successes by
-            luck are not rehearsed. With fewer than four such attacks it is. 0 replays all.
         untrained_share: Share of the experiences that the untrained attacker plays, in [0, 1].
 
     Raises:
@@ -123,29 +110,19 @@ class ExpertIteration(Imitation):
         replay_share: Decay = 0.5,
         replay_similarity: Annotated[float, Range(gt=0, le=1)] = 0.8,
         rehearse: CountOrZero = 0,
-        rehearse_by: RehearseBy = "uniform",
-        min_success: Share = 0.0,
         untrained_share: Share = 0.0,
         tempered_share: Share = 0.0,
         temperatures: tuple[float, float] = (0.5, 2.0),
     ) -> None:
         super().__init__(problem)
         ExpertIteration.check_options(
-            best=best,
-            min_reward=min_reward,
-            replay_share=replay_share,
-            rehearse=rehearse,
-            rehearse_by=rehearse_by,
-            min_success=min_success,
+            best=best, min_reward=min_reward, replay_share=replay_share, rehearse=rehearse
         )
         self.best = best
         self.min_reward = min_reward
         self.replay_share = replay_share
         self.rehearse = rehearse
-        self.rehearse_by = rehearse_by
-        self.min_success = min_success
         self.memory = Replay(replay, replay_similarity)
-        self.rates = SuccessRates()
         self.collector = Exploration(tempered_share, *temperatures, untrained_share=untrained_share)
         self.collector.check_problem(problem)
         self._experiences = 0
@@ -155,11 +132,6 @@ class ExpertIteration(Imitation):
     def check_options(cls, **options: Any) -> None:
         """Raise unless options are in range."""
         super().check_options(**options)
-        chosen_by = options.get("rehearse_by", "uniform")
-        if chosen_by not in get_args(RehearseBy):
-            raise ConfigurationError(
-                f"rehearse_by={chosen_by!r}; choose from {list(get_args(RehearseBy))}."
-            )
         Exploration.check_options(options)
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[ImitationStep]:
@@ -181,12 +153,10 @@ class ExpertIteration(Imitation):
         if bar is None and steps:
             bar = sum(step.reward for step in steps) / len(steps)
         chosen = [step for step in steps if bar is None or step.reward >= bar]
-        if self.min_success:
-            sent = [(step.attack, step.reward > 0) for step in steps]
-            self.rates.observe(self.memory.entries, sent)
         share = len(chosen) * self.replay_share / (1 - self.replay_share)
         wanted = max(round(share), self.rehearse - len(chosen))
-        remembered = self._remembered(wanted, random)
+        known = self.memory.entries
+        remembered = random.sample(known, min(wanted, len(known)))
         self.memory.add(ReplayEntry(step.context, step.attack, step.reward) for step in chosen)
         self._metrics = {
             "chosen": float(len(chosen)),
@@ -198,31 +168,18 @@ class ExpertIteration(Imitation):
             *(ImitationStep(entry.context, entry.attack, entry.reward) for entry in remembered),
         ]
 
-    def _remembered(self, wanted: int, random: Random) -> list[ReplayEntry]:
-        known = [
-            entry
-            for entry in self.memory.entries
-            if self.rates.reaches(entry.attack, self.min_success)
-        ]
-        if self.rehearse_by == "uniform" or not known:
-            return random.sample(known, min(wanted, len(known)))
-        weights = [max(entry.reward, _LEAST_WEIGHT) for entry in known]
-        return random.choices(known, weights, k=wanted)
-
     def experience_metrics(self) -> Metrics:
         """Return the numbers of selected, stored and replayed attacks."""
         return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Return the replay buffer, and the number of experiences, which seeds its draws."""
-        rates = {"rates": self.rates.state_dict()} if self.min_success else {}
-        return {"experiences": self._experiences, "replay": self.memory.state_dict(), **rates}
+        return {"experiences": self._experiences, "replay": self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._experiences = state["experiences"]
         self.memory.load_state_dict(state["replay"])
-        self.rates.load_state_dict(state.get("rates", {}))
 
 
 class ImitationCollector(Collector):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from random import Random
@@ -142,48 +142,3 @@ class Replay:
         for other in alike:
             rows.remove(other)
         rows.append(entry)
-
-
-class SuccessRates:
-    """How often attacks like the remembered ones succeed when they are sent again.
-
-    A success can be luck. The attack that is remembered does not count, only those after it.
-
-    Args:
-        similarity: Least Jaccard similarity of the words of two attacks that are alike, in (0, 1].
-        trials: Number of attacks from which on a rate counts as known, at least 1.
-    """
-
-    def __init__(self, similarity: float = 0.5, trials: int = 4) -> None:
-        self.similarity = similarity
-        self.trials = trials
-        self._counts: dict[str, list[int]] = {}
-
-    def observe(self, remembered: Sequence[ReplayEntry], sent: Sequence[tuple[str, bool]]) -> None:
-        """Count the attacks of an experience that are like the remembered ones.
-
-        Args:
-            remembered: The attacks whose rates are wanted; others are forgotten.
-            sent: The attacks that were sent, each with whether it succeeded.
-        """
-        outcomes = [(word_set(attack), succeeded) for attack, succeeded in sent]
-        counts: dict[str, list[int]] = {}
-        for known in {str(entry.attack) for entry in remembered}:
-            words = word_set(known)
-            alike = [done for said, done in outcomes if jaccard(words, said) >= self.similarity]
-            before, succeeded = self._counts.get(known, (0, 0))
-            counts[known] = [before + len(alike), succeeded + sum(alike)]
-        self._counts = counts
-
-    def reaches(self, attack: str, least: float) -> bool:
-        """Whether attacks like this one succeed at least this often, or it is not known yet."""
-        sent, succeeded = self._counts.get(str(attack), (0, 0))
-        return sent < self.trials or succeeded >= least * sent
-
-    def state_dict(self) -> dict[str, list[int]]:
-        """Return the counts of each remembered attack: sent and succeeded."""
-        return {attack: list(counts) for attack, counts in self._counts.items()}
-
-    def load_state_dict(self, state: Mapping[str, Sequence[int]]) -> None:
-        """Restore what `state_dict` returned."""
-        self._counts = {attack: list(counts) for attack, counts in state.items()}

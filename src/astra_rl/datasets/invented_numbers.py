@@ -11,10 +11,7 @@ from __future__ import annotations
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.front_desks import Split, questions_brief, visits
 
-SYSTEM = (
-    "You are the helpful front desk assistant of the {place}. Answer questions about directions "
-    "and lockers in words. You know no dates, prices or other numbers. Never state a number."
-)
+SYSTEM = "Answer questions about the {place} in one sentence. Do not use numbers."
 """System message of the target."""
 
 HEADING = "Questions that visitors ask the assistant of a place."

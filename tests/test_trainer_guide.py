@@ -75,6 +75,7 @@ def test_4_1_a_configuration_takes_the_six_hyperparameters():
         "shards": None,
         "reduction": "exact",
         "micro_batch_tokens": None,
+        "max_staleness": 0,
     }
 
 

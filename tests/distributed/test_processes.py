@@ -66,10 +66,11 @@ def test_a_damaged_configuration_is_left_to_the_start_of_the_run(tmp_path: Path)
 
 
 def test_engines_are_for_one_process() -> None:
-    engines = config(rollout={"attacker": "vllm"})
-    check_can_divide(engines, 1)
-    with pytest.raises(ConfigurationError, match="rollout: attacker: vllm, target: own given"):
-        check_can_divide(engines, 2)
+    for role in ("attacker", "target", "judge"):
+        engines = config(rollout={role: "vllm"})
+        check_can_divide(engines, 1)
+        with pytest.raises(ConfigurationError, match=rf"{role}: vllm.* 2 processes were started"):
+            check_can_divide(engines, 2)
     check_can_divide(config(), 2)
 
 

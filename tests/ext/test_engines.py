@@ -14,6 +14,7 @@ import torch
 
 from astra_rl import GRPO, Harness
 from astra_rl.config.loading import parse_config
+from astra_rl.config.resolve import check_training, resolve
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.model_pool import ModelPair
@@ -22,6 +23,7 @@ from astra_rl.ext.vllm import VLLMEngine, VLLMSampler
 from astra_rl.ext.vllm.engine import lora_rank
 from astra_rl.ext.vllm.weights import weights_folder
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.models.adapter_versions import AdapterVersions
 from astra_rl.models.adapters import load_adapter, quiet_peft
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import load_model
@@ -337,6 +339,58 @@ def test_a_sleeping_engine_wakes_up_when_it_is_asked(vllm, pair):
     assert engine.asleep == 0
 
 
+def test_a_frozen_version_is_sampled_while_the_adapter_changes(vllm, pair):
+    problem, sampler = adapted(pair), VLLMSampler(staleness=1)
+    problem.attacker_sampler = sampler
+    opened, before = problem.frozen_attacker(), sample(generate, problem.attacker)
+    change(problem, 0.3)
+    after = sample(generate, problem.attacker)
+    with opened():
+        found = sample(sampler, problem.attacker)
+    assert [each.token_ids for each in found] == [each.token_ids for each in before]
+    assert math.isnan(sampler.mismatch)  # the model has other weights by now
+    (engine,) = STARTED
+    assert engine.calls[-1][2].name.startswith("attacker-v1-")
+    assert len(list(Path(engine.calls[-1][2].path).parent.iterdir())) == 1
+    found = sample(sampler, problem.attacker)
+    assert [each.token_ids for each in found] == [each.token_ids for each in after]
+    with opened():
+        sample(sampler, problem.attacker)
+    assert engine.calls[-1][2].name.startswith("attacker-v1-")
+
+
+def test_versions_before_the_staleness_allows_are_deleted(vllm, pair):
+    problem, sampler = adapted(pair), VLLMSampler(staleness=2)
+    problem.attacker_sampler = sampler
+    for _ in range(6):
+        opened = problem.frozen_attacker()
+        with opened():
+            sample(sampler, problem.attacker)
+        change(problem)
+    (engine,) = STARTED
+    kept = Path(engine.calls[-1][2].path).parent
+    assert sorted(each.name for each in kept.iterdir()) == ["3", "4", "5", "6"]
+    assert engine.options["max_cpu_loras"] == 4
+
+
+def test_adapters_of_the_same_weights_and_another_scale_are_two_versions():
+    """A server that keeps one would answer for the other."""
+    names = []
+    for alpha in (8, 8, 16):
+        torch.manual_seed(0)
+        made = tiny_model()
+        pair = ModelPair(made.model.requires_grad_(False), made.tokenizer)
+        lora = LoraOptions(rank=4, alpha=alpha)
+        problem = HFASTProblem(pair, pair, pair, moderator(), lora=lora)
+        names.append(AdapterVersions(2, lambda adapter: None).current(problem.attacker).name)
+    assert names[0] == names[1] != names[2]
+
+
+def test_an_engine_that_sleeps_cannot_sample_during_updates(vllm):
+    with pytest.raises(ConfigurationError, match="sleep with staleness=1"):
+        VLLMSampler(sleep=True, staleness=1)
+
+
 RUN = """
 attacker: {model: a, lora: {rank: 4}}
 target: {model: t}
@@ -351,7 +405,8 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
         (["rollout.attacker=vllm", "attacker={model: a}"], "attacker.lora"),
         (["rollout.attacker=vllm", "sampler=transformers"], "rollout needs sampler: own"),
         (["rollout.attacker=sglang"], "rollout.attacker"),
-        (["rollout.judge=vllm"], "rollout.judge"),
+        (["rollout.judge=sglang"], "rollout.judge"),
+        (["rollout.judge={vllm: {sleep: true}}"], "a judge does not sleep"),
         (["rollout.target={servers: []}"], "rollout.target"),
         (["rollout.target=vllm", "target={model: t, opponents: [{model: o}]}"], "opponents"),
         (["rollout.target=vllm", "environment.type=self_play"], "self_play"),
@@ -359,8 +414,44 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
             ["rollout.target=vllm", "target={type: openai, options: {model: m}}"],
             "a target with a type is called at its own URL",
         ),
+        (["training.max_staleness=-1"], "max_staleness"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         parse_config(RUN, settings, source="test")
+
+
+CORRECTED = "algorithm={type: grpo, options: {old_logprobs: corrected}}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([CORRECTED], "needs rollout.attacker: vllm, or servers"),
+        ([CORRECTED, "rollout.attacker={vllm: {sleep: true}}"], "sleep: true in rollout.attacker"),
+        (
+            [CORRECTED, "rollout.attacker=vllm", "rollout.target={vllm: {sleep: true}}"],
+            "sleep: true in rollout.target",
+        ),
+        (
+            [CORRECTED, "rollout.attacker=vllm", "target={model: t, opponents: [{model: o}]}"],
+            "with target.opponents",
+        ),
+        (["rollout.attacker=vllm", "algorithm={type: grpo}"], "old_logprobs: corrected"),
+        (["rollout.attacker=vllm", "algorithm={type: ppo}"], "old_logprobs: corrected"),
+    ],
+)
+def test_a_training_that_cannot_play_ahead_is_refused_before_models_are_loaded(settings, message):
+    config = parse_config(RUN, ["training.max_staleness=1", *settings], source="test")
+    plan = resolve(config)  # an evaluation of the run may use another engine
+    with pytest.raises(ConfigurationError, match=f"training.max_staleness: 1.*{message}"):
+        check_training(plan)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [CORRECTED, "algorithm={type: dpo}", "algorithm={type: trajectory_balance}"]
+)
+def test_algorithms_that_are_corrected_or_learn_from_any_attacks_may_play_ahead(algorithm):
+    settings = ["training.max_staleness=1", "rollout.attacker=vllm", algorithm]
+    check_training(resolve(parse_config(RUN, settings, source="test")))

@@ -1,6 +1,7 @@
 """A pool of servers: stand-ins of vLLM's API on loopback, which sample with a model in memory."""
 
 import json
+import signal
 import sys
 import textwrap
 import threading
@@ -13,7 +14,9 @@ from astra_rl.actions.harden_inputs import check as check_hardening
 from astra_rl.config.experiment import build
 from astra_rl.config.loading import parse_config
 from astra_rl.config.resolve import resolve
-from astra_rl.errors import ConfigurationError, EndpointError
+from astra_rl.core.text import Exchange
+from astra_rl.core.weights import weights_of
+from astra_rl.errors import ConfigurationError, EndpointError, InterruptedRunError
 from astra_rl.ext.transformers.model_pool import ModelPair
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.served_target import ServedTarget
@@ -26,8 +29,12 @@ from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators import FunctionModerator
-from astra_rl.runs.runner import described_target
+from astra_rl.moderators.completion import LocalCompleter
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.runner import Display, described_target, run_experiment
 from astra_rl.testing import tiny_model
+from astra_rl.training.states import load_state
 
 STOP = frozenset({3})
 PROMPTS = [[2, 9, 10, 11], [4, 5], [30, 31, 32]]
@@ -387,6 +394,170 @@ def test_a_configuration_trains_and_attacks_on_servers(servers, folder):
     )
     with pytest.raises(ConfigurationError, match="no hidden states"):
         problem.embed(["a"], "target")
+
+
+@pytest.fixture
+def judge_server():
+    started = Server(lambda: tiny_model(chat=True, window=8192))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def judge_folder(tmp_path):
+    """Tokenizer and configuration of the judge, no weights."""
+    made = tiny_model(chat=True, window=8192)
+    made.tokenizer.save_pretrained(tmp_path / "judge")
+    made.model.config.save_pretrained(tmp_path / "judge")
+    return tmp_path / "judge"
+
+
+def judged(folder, judge_folder, server, *settings):
+    judge = f"{{type: llm_judge, options: {{model_id: '{judge_folder}', max_new_tokens: 5}}}}"
+    return configured(
+        folder,
+        server,
+        "rollout.attacker=own",
+        "rollout.target=own",
+        f"rollout.judge={{servers: ['{server.url}'], model: served}}",
+        f"moderator={judge}",
+        *settings,
+    )
+
+
+def test_a_judge_on_servers_answers_as_one_whose_weights_are_here(judge_server, judge_folder):
+    made = tiny_model(chat=True, window=8192)
+    chats = [
+        [{"role": "system", "content": "Judge."}, {"role": "user", "content": "hello"}],
+        [{"role": "user", "content": "a"}],
+        [{"role": "user", "content": "word " * 3000}],
+    ]
+    here = LocalCompleter(model=made.model, tokenizer=made.tokenizer, max_new_tokens=5)
+    there = LocalCompleter(str(judge_folder), engine=pool_of([judge_server]), max_new_tokens=5)
+    assert there.model is None
+    found, expected = there(chats), here(chats)
+    assert [(str(each), getattr(each, "reason", None)) for each in found] == [
+        (str(each), getattr(each, "reason", None)) for each in expected
+    ]
+    assert weights_of(there) == str(judge_folder)
+    assert {body["temperature"] for _, body, _ in judge_server.requests} == {0}
+
+
+def test_a_configuration_judges_on_servers(folder, judge_server, judge_folder):
+    """The moderator, the judge of evaluations and that of a reward share the engine."""
+    judge = {"type": "llm_judge", "options": {"model_id": str(judge_folder)}}
+    reward = {"harm": {"moderator": judge}}
+    plan = resolve(
+        judged(
+            folder,
+            judge_folder,
+            judge_server,
+            f"reward={json.dumps(reward)}",
+            f"evaluation.judge={json.dumps({'type': 'mean', 'of': [judge]})}",
+        )
+    )
+    assert not judge_server.requests  # nothing is loaded or sent before
+    for each in (plan.moderator, plan.judge, *plan.deferred):
+        judge_server.requests.clear()
+        each.load().moderate([Exchange("c", "hello", "hi")])
+        ((path, body, _),) = judge_server.requests
+        assert (path, body["model"]) == ("/v1/completions", "served")
+
+
+def test_a_judge_that_the_engine_cannot_run_is_refused(folder, judge_server, judge_folder):
+    with pytest.raises(ConfigurationError, match="no moderator has a language model"):
+        resolve(judged(folder, judge_folder, judge_server, "moderator={type: secret_leak}"))
+    other = "{type: llama_guard, options: {model_id: other/guard}}"
+    with pytest.raises(ConfigurationError, match="an engine runs one model"):
+        resolve(judged(folder, judge_folder, judge_server, f"evaluation.judge={other}"))
+
+
+AHEAD = (
+    "training={steps: 5, episodes_per_step: 2, batch_size: 2, lr: 0.05, max_staleness: 1}",
+    "training.save_every=2",
+    "algorithm={type: grpo, options: {old_logprobs: corrected, kl_in_loss: 0.1}}",
+    "reward={sum: [{harm: {}}, {attack_nll: {}, weight: -0.1}]}",
+    "evaluation.before=false",
+)
+
+
+class StopsAt(Display):
+    """Sends SIGTERM while the weights of a step are updated and the next episodes are played."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_experience(self, trainer, graphs):
+        if trainer.completed_steps == self.step - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def played(folder):
+    with AttemptLog(folder.attempts) as log:
+        return [
+            (each.phase, each.step, [turn.attack + turn.response for turn in each.turns])
+            for each in log.attempts()
+        ]
+
+
+@pytest.mark.slow
+def test_a_run_that_plays_ahead_is_resumed_after_a_signal_as_if_there_had_been_none(
+    servers, folder, tmp_path
+):
+    """The attacker's base is also the baseline, which the reward scores during the update."""
+    config = configured(folder, servers[0], *AHEAD)
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    run_experiment(resolve(config), whole)
+    names = [
+        body["model"]
+        for path, body, _ in servers[0].requests
+        if path == "/v1/completions" and body["model"] != "served"
+    ]
+    versions = [int(each.split("-")[1].removeprefix("v")) for each in dict.fromkeys(names)]
+    assert versions == [1, 2, 3, 4, 5]  # of steps 0, 0, 1, 2, 3, and of the evaluation
+    counts = [names.count(each) for each in dict.fromkeys(names)]
+    assert counts == [8, 4, 4, 4, counts[-1]]
+    assert len(servers[0].adapters) <= 3
+    for step in (1, 4):
+        with pytest.raises(InterruptedRunError):
+            run_experiment(resolve(config), parts, StopsAt(step))
+    run_experiment(resolve(config), parts)
+    assert played(parts) == played(whole)
+    weights = [
+        (each.checkpoints / "last" / "adapter_model.safetensors").read_bytes()
+        for each in (whole, parts)
+    ]
+    assert weights[0] == weights[1]
+    metrics = [json.loads(line) for line in whole.metrics.read_text().splitlines()]
+    assert [each["sampling/staleness"] for each in metrics] == [0, 1, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_run_that_plays_ahead_ends_when_its_servers_do_and_is_resumed(
+    servers, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("astra_rl.config.engines._pool", lambda engine, model: pool_of(servers[:1]))
+    config = configured(folder, servers[0], *AHEAD)
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    run_experiment(resolve(config), whole)
+
+    class Fails(Display):
+        def on_experience(self, trainer, graphs):
+            servers[0].fails = 503 if trainer.completed_steps == 2 else None
+
+    with pytest.raises(EndpointError):
+        run_experiment(resolve(config), parts, Fails())
+    servers[0].fails = None
+    step, state = load_state(parts.states)
+    assert step == 3  # the step during which the servers failed is complete
+    assert state["ahead"]["failed"]["number"] == 3
+    run_experiment(resolve(config), parts)
+    assert played(parts) == played(whole)
+    weights = [
+        (each.checkpoints / "last" / "adapter_model.safetensors").read_bytes()
+        for each in (whole, parts)
+    ]
+    assert weights[0] == weights[1]
 
 
 def test_what_reads_hidden_states_or_trains_the_target_is_refused(servers, folder):

@@ -10,6 +10,7 @@ from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.models.forward import forward_shared_prefix
+from astra_rl.models.generation import Sample
 from astra_rl.moderators import (
     HarmBenchModerator,
     LlamaGuardModerator,
@@ -227,6 +228,65 @@ def test_a_score_does_not_depend_on_the_batch(family):
     assert together == pytest.approx(alone, abs=1e-5)
     assert all(0 <= score <= 1 for score in together)
     assert family().moderate([]) == []
+
+
+class Reading:
+    """An engine that reads prompts with a model as transformers computes it, one by one."""
+
+    def __init__(self, model):
+        self.model, self.prompts = model, []
+
+    @torch.no_grad()
+    def sample(self, prompts, sampling, seeds, *, stop_ids, score_spans=None, adapter=None):
+        samples = []
+        for prompt, (start, stop) in zip(prompts, score_spans, strict=True):
+            assert (
+                len(prompt) + sampling.max_new_tokens <= self.model.config.max_position_embeddings
+            )
+            self.prompts.append(list(prompt))
+            table = self.model(torch.tensor([list(prompt)])).logits[0].log_softmax(-1)
+            known = [table[place - 1, prompt[place]].item() for place in range(start, stop)]
+            samples.append(Sample((0,), (0.0,), "length", tuple(known)))
+        return samples
+
+
+def served(family, folder):
+    """A guard whose model is in an engine, and the engine."""
+    here = family()
+    folder.mkdir(exist_ok=True)
+    here.model.config.save_pretrained(folder)  # no weights
+    engine = Reading(here.model)
+    return family(model=None, model_id=str(folder), engine=engine), engine
+
+
+def test_a_guard_in_an_engine_scores_as_one_whose_weights_are_here(family, tmp_path):
+    there, engine = served(family, tmp_path)
+    assert there.model is None
+    expected = family().moderate(EXCHANGES)
+    assert there.moderate(EXCHANGES) == pytest.approx(expected, abs=1e-5)
+    assert engine.prompts
+    assert there.moderate([]) == []
+    assert there.identity_weights() == str(tmp_path)
+    long = there.moderate([Exchange("", "hi", "word " * 2000), EXCHANGES[0]])
+    assert reason_of(long[0]) == "too long for the guard"
+    assert long[1] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_a_guard_in_an_engine_leaves_room_for_the_token_that_it_samples(family, tmp_path):
+    there, _ = served(family, tmp_path)
+    assert there._window == family()._window - 1
+    fits, too_long = 1, 20_000
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        prompt = there._prompt(there._contents(Exchange("", "hi", "a" * middle)))
+        fits, too_long = (middle, too_long) if isinstance(prompt, str) else (fits, middle)
+    scores = there.moderate([Exchange("", "hi", "a" * each) for each in (fits, too_long)])
+    assert [math.isnan(score) for score in scores] == [False, True]
+
+
+def test_a_guard_is_either_at_an_endpoint_or_in_an_engine(guard_of):
+    with pytest.raises(ConfigurationError, match="either complete or engine"):
+        guard_of("qwen_guard", complete=lambda chats: [], engine=Reading(None))
 
 
 def test_what_does_not_fit_the_window_is_missing_and_does_not_hurt_the_others(family):

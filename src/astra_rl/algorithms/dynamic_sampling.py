@@ -45,5 +45,9 @@ class DynamicSampling(Collector):
                 break
             fresh = seed if seed is None or turn == 0 else derive_seed(seed, "refill", turn)
             played += environment.rollouts(episode_seeds(fresh, count - len(kept)))
-            kept = self.informative(played)
+            kept = self.select(played)
         return Collected(played, kept)
+
+    def select(self, played: list[Graph[Any, Any]]) -> list[Graph[Any, Any]]:
+        """Return the episodes that have a learning signal."""
+        return self.informative(played)

@@ -179,16 +179,19 @@ class DAPO(GroupPolicyGradient):
         """Return the metrics; groups without a signal are counted over all episodes played."""
         return {**super().experience_metrics(), **self._played}
 
+    def on_collected(self, played: Sequence[Graph[Any, Any]], kept: Sequence[Any]) -> None:
+        """Count the groups without a signal in all episodes played."""
+        steps = [step for graph in played for step in steps_of(graph)]
+        self._played = {
+            **self.estimator.measure(steps),
+            "refill/kept": len(kept) / len(played),
+        }
+
     def _informative(self, graphs: Sequence[Graph[str, str]]) -> list[Graph[str, str]]:
         """Return the episodes in which some group has a learning signal."""
         steps = [step for graph in graphs for step in steps_of(graph)]
         kept = _episodes(steps, self.estimator.live(steps))
-        kept_graphs = [graph for graph in graphs if id(graph) in kept]
-        self._played = {
-            **self.estimator.measure(steps),
-            "refill/kept": len(kept_graphs) / len(graphs),
-        }
-        return kept_graphs
+        return [graph for graph in graphs if id(graph) in kept]
 
 
 @named("gspo")

@@ -48,6 +48,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_loss, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
+from astra_rl.core.turns import give_way
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count, NotNegative, Positive, check_ranges
@@ -186,6 +187,11 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         return any(options.get(name) for name in ("kl_in_reward", "kl_in_loss"))
 
     @classmethod
+    def is_off_policy(cls, **options: Any) -> bool:
+        """Whether the loss is corrected for the policy that sampled, see `mismatch`."""
+        return options.get("old_logprobs") == "corrected"
+
+    @classmethod
     def _check_epochs(cls, epochs: int, *, has_ratio: bool) -> None:
         if epochs > 1 and not has_ratio:
             raise ConfigurationError(
@@ -208,6 +214,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         scaled to a mean of 1 over attacks, or over tokens if the loss is a mean over tokens.
         """
         scored = self._with_old_logprobs(steps)
+        give_way()
         self.entropy.adapt(scored)
         if self.kl.needs_reference:
             scored = self.kl.with_penalties(self._with_reference_logprobs(scored))

@@ -67,18 +67,19 @@ class Bound:
     options: Mapping[str, Any]
     name: str = ""
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **supplied: Any) -> Any:
         """Call the factory.
 
         Args:
             arguments: Positional arguments that the library supplies.
+            supplied: Keyword arguments that it supplies besides the options.
 
         Raises:
             ConfigurationError: An option is out of range, or a class or function that is not the
                 library's raised any exception.
         """
         with self._errors_placed():
-            return self.factory(*arguments, **self.options)
+            return self.factory(*arguments, **self.options, **supplied)
 
     def check(self, **supplied: Any) -> None:
         """Let the class check its options, see ``check_options``; it is not constructed.

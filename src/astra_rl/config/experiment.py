@@ -110,7 +110,9 @@ def build_problem(
         **asdict(plan.models.loading),
         "reward": plan.reward,
         "sampler": _SAMPLERS[plan.models.sampler],
-        "attacker_sampler": attacker_sampler(plan.models.rollout.attacker, speaker.model),
+        "attacker_sampler": attacker_sampler(
+            plan.models.rollout.attacker, speaker.model, staleness=plan.training.max_staleness
+        ),
         "attacker_sampling": speaker.sampling(),
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,

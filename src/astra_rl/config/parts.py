@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.config.construct import Bound, bind_section
-from astra_rl.config.engines import served_target
+from astra_rl.config.engines import JudgeEngine, served_target
 from astra_rl.config.loading import load_target, validated
 from astra_rl.config.rollout import EngineConfig
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
@@ -58,6 +58,7 @@ class DeferredModerator(Moderator[str, str]):
         parts: The moderators that it combines.
         time_limit: Timeout of a call in seconds; None means no timeout.
         reasoning: Whether it also judges the reasoning of the target, see `WithReasoning`.
+        engine: Runs its model; None: it runs where its options say.
 
     Attributes:
         where: Place in the configuration.
@@ -71,6 +72,7 @@ class DeferredModerator(Moderator[str, str]):
         parts: Sequence[DeferredModerator],
         time_limit: float | None,
         reasoning: bool = False,
+        engine: JudgeEngine | None = None,
     ) -> None:
         self.where = where
         self.name = bound.name
@@ -78,6 +80,17 @@ class DeferredModerator(Moderator[str, str]):
         self._parts = list(parts)
         self._time_limit = time_limit
         self._reasoning = reasoning
+        self._engine = engine if engine is not None and self._takes_engine() else None
+        if self._engine is not None:
+            self._engine.take(f"{where}.options", str(bound.settings()["model_id"]))
+
+    def _takes_engine(self) -> bool:
+        """Whether its model would be loaded here, and an engine can run it instead."""
+        kind = self._bound.factory
+        if not (isinstance(kind, type) and issubclass(kind, Moderator) and kind.takes_engine):
+            return False
+        settings = self._bound.settings()
+        return bool(settings.get("model_id")) and settings.get("complete") is None
 
     def load(self) -> CachedModerator[str, str]:
         """Construct the moderator; later calls return the same object.
@@ -90,7 +103,8 @@ class DeferredModerator(Moderator[str, str]):
     @cached_property
     def _loaded(self) -> CachedModerator[str, str]:
         parts = [part.load() for part in self._parts]
-        moderator = self._bound(*([parts] if parts else []))
+        supplied = {} if self._engine is None else {"engine": self._engine.started}
+        moderator = self._bound(*([parts] if parts else []), **supplied)
         if not isinstance(moderator, Moderator):
             raise ConfigurationError(
                 f"{self.where}: {type(moderator).__name__} is not a Moderator. Name a class or "
@@ -215,12 +229,14 @@ class PartResolver:
 
     Attributes:
         loading: How secondary models are loaded; None where only moderators are resolved.
+        judge: Engine of the models of moderators; None: they run where their options say.
         endpoints: Endpoints of the moderators and targets, in order.
         deferred: Moderators and models to load before the run begins.
         places: Place in the configuration of each moderator and target, by ``id()``.
     """
 
     loading: Loading | None = None
+    judge: JudgeEngine | None = None
     endpoints: list[EndpointUse] = field(default_factory=list)
     deferred: list[DeferredModerator | DeferredTarget] = field(default_factory=list)
     places: dict[int, str] = field(default_factory=dict)
@@ -230,7 +246,7 @@ class PartResolver:
         section = validated(
             ModeratorConfig, {"type": value} if isinstance(value, str) else value, where=where
         )
-        moderator = resolve_moderator(section, where)
+        moderator = resolve_moderator(section, where, self.judge)
         self.endpoints += moderator.endpoints()
         self.deferred.append(moderator)
         self.places[id(moderator)] = where
@@ -255,17 +271,27 @@ class PartResolver:
         return target
 
 
-def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> DeferredModerator:
+def resolve_moderator(
+    config: ModeratorConfig, where: str = "moderator", engine: JudgeEngine | None = None
+) -> DeferredModerator:
     """Check the options of a moderator and of those that it combines; nothing is loaded.
+
+    Args:
+        config: The moderator.
+        where: Its place in the configuration.
+        engine: Runs the models of moderators that an engine can run; None: none.
 
     Raises:
         ConfigurationError: An unknown option, or a value of another type.
     """
-    parts = [resolve_moderator(part, f"{where}.of.{index}") for index, part in enumerate(config.of)]
-    bound = bind_section(where, config, PartResolver(), supplied=1 if parts else 0)
+    parts = [
+        resolve_moderator(part, f"{where}.of.{index}", engine)
+        for index, part in enumerate(config.of)
+    ]
+    bound = bind_section(where, config, PartResolver(judge=engine), supplied=1 if parts else 0)
     if isinstance(bound.factory, type) and issubclass(bound.factory, Moderator):
         bound.check(**({"moderators": parts} if parts else {}))
-    return DeferredModerator(where, bound, parts, config.time_limit, config.reasoning)
+    return DeferredModerator(where, bound, parts, config.time_limit, config.reasoning, engine)
 
 
 def build_moderator(config: ModeratorConfig, where: str = "moderator") -> CachedModerator[str, str]:

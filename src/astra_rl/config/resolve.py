@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from astra_rl.config.construct import Bound, bind_section, build_reward_part
+from astra_rl.config.engines import JudgeEngine
 from astra_rl.config.parts import (
     DeferredModerator,
     EndpointUse,
@@ -22,6 +23,7 @@ from astra_rl.config.plan import LocalModels
 from astra_rl.config.plan import Plan as Plan
 from astra_rl.config.prompts import read_openings
 from astra_rl.config.record import ConfigRecord
+from astra_rl.config.rollout import VLLMConfig
 from astra_rl.config.schema import EnvironmentConfig, PromptedAttackerConfig, RunConfig
 from astra_rl.config.signatures import parameters_of
 from astra_rl.core.algorithm import Algorithm
@@ -65,8 +67,10 @@ def resolve(
             cannot be read, or parts that do not fit together; the message has the place.
     """
     openings = read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker)
-    parts = PartResolver(config.loading)
-    trained, judge = _moderators(config, moderator, expected=openings.moderators)
+    engine = config.rollout.judge
+    judging = None if engine == "own" else JudgeEngine(engine, config.loading)
+    parts = PartResolver(config.loading, judging)
+    trained, judge = _moderators(config, moderator, judging, expected=openings.moderators)
     target = queried_target(config) if target is None else target
     if attacker is None and isinstance(config.attacker, PromptedAttackerConfig):
         attacker = remote_target(config.attacker, "attacker")
@@ -94,6 +98,12 @@ def resolve(
         advice=_of_another_type("environment", config.environment.type),
     )
     _check_fits(reward, environment, target=target, attacker=attacker)
+    if judging is not None and judging.model is None:
+        raise ConfigurationError(
+            f"rollout.judge: {engine} given, and no moderator has a language model that it could "
+            "run: llm_judge, strong_reject, or a guard, with model_id and without complete. Use "
+            "such a moderator, or rollout.judge: own."
+        )
     environment.check()
     curriculum = _curriculum(config.environment, parts)
     plan = Plan(
@@ -130,7 +140,11 @@ def resolve(
 
 
 def _moderators(
-    config: RunConfig, given: Moderator[str, str] | None, *, expected: frozenset[str]
+    config: RunConfig,
+    given: Moderator[str, str] | None,
+    engine: JudgeEngine | None,
+    *,
+    expected: frozenset[str],
 ) -> tuple[DeferredModerator, DeferredModerator | None]:
     """Return the moderator of training, or an object of Python in its place, and the judge.
 
@@ -139,12 +153,13 @@ def _moderators(
     Args:
         config: The configuration.
         given: Object to use as the moderator, in place of the section.
+        engine: Runs their language models; None: they run where their options say.
         expected: Types of the moderators of the scenario.
     """
     own_judge = config.evaluation.judge
-    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
+    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge", engine)
     if given is None:
-        moderator = resolve_moderator(config.moderator)
+        moderator = resolve_moderator(config.moderator, engine=engine)
     else:
         moderator = DeferredModerator("moderator", Bound("moderator", lambda: given, {}), [], None)
     for each in (moderator, judge):
@@ -231,6 +246,8 @@ def check_training(plan: Plan) -> None:
             "penalty, so nothing reads the reference. Set algorithm.options.kl_in_loss, or leave "
             "sync_ref_model out."
         )
+    if plan.training.max_staleness:
+        _check_can_play_ahead(plan)
     episodes = plan.training.episodes_per_step * plan.rounds
     turns = episodes * sum(plan.turns_by_level())
     if turns > MOST_TURNS:
@@ -243,6 +260,36 @@ def check_training(plan: Plan) -> None:
         {each.name for each in walk(plan.reward) if each.name is not None},
         source="algorithm.options.constraints",
     )
+
+
+def _check_can_play_ahead(plan: Plan) -> None:
+    """Raise unless episodes can be played with older weights than those that learn from them.
+
+    Raises:
+        ConfigurationError: They cannot; the message says why.
+    """
+    given, rollout = f"training.max_staleness: {plan.training.max_staleness}", plan.models.rollout
+    if rollout.attacker == "own":
+        raise ConfigurationError(
+            f"{given} needs rollout.attacker: vllm, or servers; the sampler of this process has "
+            "only the weights that are trained. Use an engine, or max_staleness: 0."
+        )
+    for role, engine in (("attacker", rollout.attacker), ("target", rollout.target)):
+        if isinstance(engine, VLLMConfig) and engine.vllm.get("sleep"):
+            raise ConfigurationError(
+                f"{given} with sleep: true in rollout.{role}; the engine samples while the weights "
+                "are trained. Leave sleep out, or use max_staleness: 0."
+            )
+    if plan.models.target is not None and plan.models.target.opponents:
+        raise ConfigurationError(
+            f"{given} with target.opponents, which are drawn step by step. Leave one out."
+        )
+    if not plan.algorithm.factory.is_off_policy(**plan.algorithm.settings()):
+        raise ConfigurationError(
+            f"{given} given, and {plan.algorithm.name} does not correct its loss for attacks of "
+            "older weights. Set algorithm.options.old_logprobs: corrected if it has that option, "
+            "choose another algorithm, or use max_staleness: 0."
+        )
 
 
 def _check_optimizer(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Where attacker and target are sampled: in this process, in vLLM, or on servers."""
+"""Where attacker, target and judge run: in this process, in vLLM, or on servers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
-
-Own = Literal["own"]
 
 
 class _Section(BaseModel):
@@ -62,7 +60,7 @@ EngineConfig = Annotated[
 
 
 class RolloutConfig(_Section):
-    """What samples attacks and responses."""
+    """What runs attacker, target and judge."""
 
     attacker: EngineConfig = Field(
         "own",
@@ -73,13 +71,13 @@ class RolloutConfig(_Section):
         "own",
         description="The same for the target, whose weights are then not loaded here.",
     )
-    judge: Own = Field(
+    judge: EngineConfig = Field(
         "own",
-        description="The judge runs where its moderator says: one on a server has complete: "
-        "{type: openai, options: {base_url: ...}}, where a list of URLs is a pool of servers.",
+        description="The same for the language model of the moderator and of the judge "
+        "(options.model_id), which is then not loaded here.",
     )
 
     @property
     def is_own(self) -> bool:
         """Whether everything is sampled in this process."""
-        return self.attacker == "own" and self.target == "own"
+        return self.attacker == self.target == self.judge == "own"

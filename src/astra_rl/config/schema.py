@@ -18,7 +18,7 @@ from astra_rl.config.model_sections import (
     TargetConfig,
     kind_of_target,
 )
-from astra_rl.config.rollout import RolloutConfig
+from astra_rl.config.rollout import RolloutConfig, VLLMConfig
 from astra_rl.config.run_sections import (
     SAFE_REPLIES,
     AlgorithmConfig,
@@ -201,6 +201,9 @@ class RunConfig(Section):
                 "rollout.target needs a model (target.model); a target with a type is called at "
                 "its own URL"
             )
+        judge = self.rollout.judge
+        if isinstance(judge, VLLMConfig) and judge.vllm.get("sleep"):
+            raise ValueError("rollout.judge: sleep: true; a judge does not sleep. Leave it out")
         if target and isinstance(self.target, LocalTargetConfig) and self.target.opponents:
             raise ValueError("rollout.target runs one model; leave out target.opponents")
         if target and self.environment.type == "self_play":

@@ -95,6 +95,25 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
                 "trajectory_balance, or another environment."
             )
 
+    @classmethod
+    def is_off_policy(cls, **options: Any) -> bool:
+        """Whether it can learn from attacks that weights of earlier training steps sampled.
+
+        Args:
+            options: Options of the algorithm, with defaults.
+        """
+        return not cls.needs_exact_sampling
+
+    def on_collected(
+        self, played: Sequence[Graph[StateT, ActionT]], kept: Sequence[Graph[StateT, ActionT]]
+    ) -> None:
+        """Called with the episodes of an experience before `flatten`; the default does nothing.
+
+        Args:
+            played: All episodes.
+            kept: Those that are trained on, see `collector`.
+        """
+
     @abstractmethod
     def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[StepT]:
         """Return the training steps of one episode.

@@ -38,4 +38,8 @@ class Collector:
             count: Number of episodes to train on.
         """
         graphs = environment.rollouts(episode_seeds(seed, count))
-        return Collected(graphs, graphs)
+        return Collected(graphs, self.select(graphs))
+
+    def select(self, played: list[Graph[Any, Any]]) -> list[Graph[Any, Any]]:
+        """Return those of the episodes played for an experience that are trained on: all."""
+        return played

@@ -115,9 +115,12 @@ class Moderator(RecordsArguments, ABC, Generic[StateT, ActionT]):
     Attributes:
         texts_per_request: Texts per request of a moderator that calls a paid endpoint itself, for
             cost estimates; None if it calls none, or through a `Target` that is counted itself.
+        takes_engine: Whether an inference engine can run its model: its class has the options
+            ``model_id`` and ``engine``, an `astra_rl.models.engines.Engine`.
     """
 
     texts_per_request: ClassVar[int | None] = None
+    takes_engine: ClassVar[bool] = False
 
     def __init__(self) -> None:
         """Take no arguments; a subclass with its own `__init__` need not call this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Literal
 
 from torch import Tensor
@@ -75,6 +75,24 @@ class Problem(ABC, Generic[StateT, ActionT]):
         raise ConfigurationError(
             f"{type(self).__name__} cannot sample attacks at temperature {temperature:.2g}; "
             "override attacking_at, or set tempered_share to 0."
+        )
+
+    def frozen_attacker(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Hand the attacker's present weights to what samples attacks, before they are trained.
+
+        For episodes that are played while the weights change.
+
+        Returns:
+            Opens a block, in whatever thread, in which attacks are sampled from these weights.
+
+        Raises:
+            ConfigurationError: Attacks are sampled from the weights that are trained; this default
+                always raises it.
+        """
+        raise ConfigurationError(
+            f"max_staleness above 0: {type(self).__name__} samples attacks from the weights that "
+            "are trained, so no episode can be played meanwhile. Sample them in an engine "
+            "(rollout.attacker: vllm, or servers), or use max_staleness: 0."
         )
 
     def attacking_untrained(self) -> contextlib.AbstractContextManager[None]:

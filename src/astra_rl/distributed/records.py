@@ -204,6 +204,7 @@ def _unpack_score(packed: Any) -> float:
 
 def _foreign(kind: type, known: str) -> ContractError:
     return ContractError(
-        f"{kind.__name__} cannot be sent to the other processes of a training; these exchange "
-        f"{known}. Train in one process, or use these classes."
+        f"{kind.__name__} cannot be sent to the other processes of a training, nor saved with its "
+        f"state when played ahead; these know {known}. Train in one process with max_staleness=0, "
+        "or use these classes."
     )

@@ -22,7 +22,7 @@ class Adapter(NamedTuple):
 
     Attributes:
         number: Number of the version, from 1 on.
-        name: Name at the engine, ``attacker-v{number}-{digest of the weights}``; no two versions
+        name: Name at the engine, ``attacker-v{number}-{digest of the adapter}``; no two versions
             share one, not even of different runs on the same servers, so no cached prefix is stale.
         folder: The saved adapter.
         rank: Its largest rank.
@@ -67,7 +67,7 @@ class AdapterVersions:
         if name is None:
             return None
         weights = lora_weights(model, name)
-        digest = _digest(weights)
+        digest = _digest(weights, model.peft_config[name])
         known = next((each for known, each in self._versions if known == digest), None)
         if known is not None:
             return known
@@ -87,6 +87,14 @@ class AdapterVersions:
             self._unload(old)
             shutil.rmtree(old.folder, ignore_errors=True)
         return version
+
+    def is_current(self, model: Any, version: Adapter | None) -> bool:
+        """Whether a version has the weights of the active adapter of a model; nothing is saved."""
+        name = active_adapter(model)
+        if name is None or version is None:
+            return name is None and version is None
+        digest = _digest(lora_weights(model, name), model.peft_config[name])
+        return any(known == digest and each is version for known, each in self._versions)
 
 
 def active_adapter(model: Any) -> str | None:
@@ -145,8 +153,11 @@ def largest_rank(config: Any) -> int:
     return int(max([config.r, *config.rank_pattern.values()]))
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
+def _digest(weights: dict[str, Tensor], config: Any) -> str:
+    """Return a checksum of the weights and of what they are multiplied by."""
     digest = hashlib.blake2b(digest_size=16)
+    scale = (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern)
+    digest.update(repr((*scale, config.use_rslora)).encode())
     for key in sorted(weights):
         digest.update(key.encode())
         digest.update(weights[key].cpu().contiguous().view(torch.uint8).numpy().data)

@@ -7,10 +7,13 @@ changed, and samples of each new version are compared with the model's own log-p
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from astra_rl.core.turns import waiting
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.infra.documentation import document_options
 from astra_rl.logging import logger
@@ -30,6 +34,7 @@ from astra_rl.models.adapter_versions import (
 )
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import SAMPLER, Sample, Sampling
+from astra_rl.models.loading import ModelSettings
 from astra_rl.models.scoring import continuation_logprobs
 
 WARNED_MISMATCH, REFUSED_MISMATCH = 0.1, 0.3
@@ -100,17 +105,25 @@ def engine_logprobs(
     width = max((len(ids) for _, ids in pairs), default=0)
     out = torch.zeros(len(pairs), width)
     rows = [row for row, (_, ids) in enumerate(pairs) if ids]
-    samples = engine.sample(
-        [[*pairs[row][0], *pairs[row][1]] for row in rows],
-        Sampling(max_new_tokens=1, temperature=0),
-        [0] * len(rows),
-        stop_ids=frozenset(),
-        score_spans=[(len(pairs[row][0]), len(pairs[row][0]) + len(pairs[row][1])) for row in rows],
-        adapter=adapter,
-    )
+    spans = [(len(pairs[row][0]), len(pairs[row][0]) + len(pairs[row][1])) for row in rows]
+    with waiting():
+        samples = engine.sample(
+            [[*pairs[row][0], *pairs[row][1]] for row in rows],
+            Sampling(max_new_tokens=1, temperature=0),
+            [0] * len(rows),
+            stop_ids=frozenset(),
+            score_spans=spans,
+            adapter=adapter,
+        )
     for row, sample in zip(rows, samples, strict=True):
         out[row, : len(sample.prompt_logprobs)] = torch.tensor(sample.prompt_logprobs)
     return out
+
+
+def served_model(model_id: str, settings: ModelSettings) -> str:
+    """Return the name of a model whose weights are in an engine, with its hub commit if known."""
+    commit = getattr(settings.config, "_commit_hash", None)
+    return f"{model_id}@{commit}" if commit else model_id
 
 
 class EngineAlone:
@@ -135,9 +148,10 @@ class EngineAlone:
         prefix_cache: ConversationCache | None = None,
     ) -> list[Sample]:
         """Sample one continuation per prompt; model and cache are ignored."""
-        return self.engine.sample(
-            prompts, sampling, seeds, stop_ids=stop_ids, score_spans=score_spans
-        )
+        with waiting():
+            return self.engine.sample(
+                prompts, sampling, seeds, stop_ids=stop_ids, score_spans=score_spans
+            )
 
 
 @dataclass
@@ -159,8 +173,8 @@ class EngineSampler:
         start: Returns the engine of a base model. Its second argument is the rank of the adapters
             that the engine runs, 0 for the base model alone. It is called once for each model, and
             once more if the base model is also sampled from without an adapter.
-        staleness: Training steps by which a sample may be older than the weights; ``staleness + 2``
-            versions of an adapter are kept.
+        staleness: ``max_staleness`` of the training; ``staleness + 2`` versions of an adapter are
+            kept.
         adapters: Folder for adapters, see `AdapterVersions`.
 
     Attributes:
@@ -204,21 +218,43 @@ class EngineSampler:
         """
         if not prompts:
             return []
-        served = self._serving(model)
-        adapter = served.versions.current(model)
-        samples = served.engine.sample(
-            prompts,
-            sampling,
-            seeds,
-            stop_ids=stop_ids,
-            score_spans=score_spans,
-            adapter=adapter,
-        )
+        frozen = _frozen.get()
+        if frozen is not None and (frozen.sampler is not self or frozen.model is not model):
+            frozen = None
+        served = self._serving(model) if frozen is None else frozen.served
+        adapter = served.versions.current(model) if frozen is None else frozen.adapter
+        with waiting():
+            samples = served.engine.sample(
+                prompts,
+                sampling,
+                seeds,
+                stop_ids=stop_ids,
+                score_spans=score_spans,
+                adapter=adapter,
+            )
         version = None if adapter is None else adapter.name
-        if sampling.is_exact and version != served.compared:
+        # The model may have moved on from a frozen version; it is compared while it has not.
+        is_comparable = sampling.is_exact and (
+            frozen is None or served.versions.is_current(model, adapter)
+        )
+        if is_comparable and version != served.compared:
             served.compared = version
             self._compare(model, prompts[:COMPARED_ROWS], samples[:COMPARED_ROWS])
         return samples
+
+    def frozen(self, model: Any) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Hand the present adapter of a model to its engine.
+
+        Returns:
+            Opens a block, in whatever thread, in which this sampler samples the model with that
+            version, whatever its adapter has become; of the versions handed over since, there may
+            be ``staleness + 1``.
+
+        Raises:
+            ConfigurationError: The base weights are trained, or the adapter is no plain LoRA.
+        """
+        served = self._serving(model)
+        return partial(_sampling, _Frozen(self, model, served, served.versions.current(model)))
 
     def sleep(self) -> None:
         """Let the engines free memory until the next call, see `Engine.sleep`."""
@@ -264,3 +300,25 @@ class EngineSampler:
             )
         log = logger.warning if self.mismatch > WARNED_MISMATCH else logger.debug
         log("%s", what)
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """A version of an adapter that samples a model, see `EngineSampler.frozen`."""
+
+    sampler: EngineSampler
+    model: Any
+    served: _Served
+    adapter: Adapter | None
+
+
+_frozen: ContextVar[_Frozen | None] = ContextVar("frozen adapter", default=None)
+
+
+@contextlib.contextmanager
+def _sampling(frozen: _Frozen) -> Iterator[None]:
+    token = _frozen.set(frozen)
+    try:
+        yield
+    finally:
+        _frozen.reset(token)

@@ -3,7 +3,7 @@
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,10 +13,11 @@ from astra_rl.core.text import Conversation, NoReply
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
+from astra_rl.models.engines import Engine, EngineAlone, served_model
 from astra_rl.models.generation import Sampling, generate
-from astra_rl.models.loading import LOADING, load_model, load_tokenizer
+from astra_rl.models.loading import LOADING, load_model, load_settings, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
-from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
+from astra_rl.models.vocabulary import check_vocabulary, end_ids, model_end_ids
 from astra_rl.moderators.completer import Completer as Completer
 from astra_rl.moderators.completer import replies_of
 from astra_rl.moderators.identity import weights_of
@@ -38,6 +39,7 @@ class LocalCompleter:
             ``{"enable_thinking": False}``.
         model: A loaded model, in evaluation mode.
         tokenizer: A loaded tokenizer, with a chat template.
+        engine: Runs the model; its weights are then not loaded here, and `model` is not used.
 
     Raises:
         ConfigurationError: No model is given, or the tokenizer has no chat template.
@@ -54,22 +56,35 @@ class LocalCompleter:
         dtype: str = "auto",
         model: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        engine: Engine | None = None,
     ) -> None:
         if not model_id and (model is None or tokenizer is None):
             raise ConfigurationError("give a model_id, or both a model and a tokenizer.")
+        if engine is not None and not model_id:
+            raise ConfigurationError("give the model_id of the model that the engine runs.")
         self.model_id = model_id
         self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
         tokenizer = load_tokenizer(model_id) if tokenizer is None else tokenizer
-        self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
-        check_vocabulary(self.model, tokenizer, model_id or "the model in memory")
+        self.model: PreTrainedModel | None = None
+        if engine is None:
+            self.model = model or load_model(model_id, device=device, dtype=dtype)
+            check_vocabulary(self.model, tokenizer, model_id or "the model in memory")
+            config, ends = self.model.config, model_end_ids(self.model)
+        else:
+            settings = load_settings(model_id)
+            self.identity = served_model(model_id, settings)
+            config = settings.config
+            size = config.get_text_config().vocab_size
+            ends = end_ids(settings.generation, size, model_id)
+        self._sample: Any = generate if engine is None else EngineAlone(engine)
         self.view = ConversationRenderer(
             tokenizer,
             "target",
             chat=True,
             chat_template_kwargs=chat_template_kwargs,
-            model_end_ids=model_end_ids(self.model),
+            model_end_ids=ends,
         )
-        self._window = context_window(self.model.config)
+        self._window = context_window(config)
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[str]:
         """Answer each chat: an optional system message and one message of the user.
@@ -85,7 +100,7 @@ class LocalCompleter:
             if self._window is None or len(ids) + room <= self._window
         ]
         replies: list[str] = [NoReply("too long for the judge")] * len(chats)
-        samples = generate(
+        samples = self._sample(
             self.model,
             [prompts[row] for row in fits],
             self.sampling,
@@ -111,6 +126,7 @@ JUDGE_OPTIONS = {
     "max_new_tokens": "Most tokens of a reply of a local judge.",
     "chat_template_kwargs": "Variables of the chat template of a local judge, for instance "
     '``{"enable_thinking": False}``.',
+    "engine": "Runs the local judge; its weights are then not loaded here.",
 }
 """Descriptions of the options of `PromptedJudge`, see `document_options`."""
 
@@ -136,6 +152,9 @@ class PromptedJudge(Moderator[str, str], ABC):
     chat_template_kwargs: Mapping[str, Any] | None = None
     device: str = "auto"
     dtype: str = "auto"
+    engine: Engine | None = None
+
+    takes_engine: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options, and load the local model, if it is one."""
@@ -146,6 +165,7 @@ class PromptedJudge(Moderator[str, str], ABC):
             chat_template_kwargs=self.chat_template_kwargs,
             device=self.device,
             dtype=self.dtype,
+            engine=self.engine,
         )
 
     @classmethod
@@ -154,6 +174,8 @@ class PromptedJudge(Moderator[str, str], ABC):
         super().check_options(**options)
         if (options.get("complete") is None) == (not options.get("model_id")):
             raise ConfigurationError("give either complete or model_id, not both.")
+        if options.get("complete") is not None and options.get("engine") is not None:
+            raise ConfigurationError("give either complete or engine, not both.")
 
     def ask(self, chats: Sequence[Sequence[Message]]) -> list[str | Score]:
         """Return the reply to each chat; where there is none, the missing score that says why.

@@ -17,6 +17,7 @@ import torch
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.turns import lending
 from astra_rl.errors import (
     AstraError,
     ConfigurationError,
@@ -207,6 +208,10 @@ class _Worker:
             # A daemon, so that a task that hangs does not prevent the process from ending.
             threading.Thread(target=self._work, name="moderator", daemon=True).start()
             self._started = True
+        with lending():
+            return self._result(task, seconds)
+
+    def _result(self, task: Callable[[], Any], seconds: float) -> Any:
         future: Future[Any] = Future()
         context, with_gradients = contextvars.copy_context(), torch.is_grad_enabled()
 

@@ -25,9 +25,10 @@ from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
 from astra_rl.infra.unicode import well_formed
 from astra_rl.models.batching import token_budget_batches
+from astra_rl.models.engines import Engine, engine_logprobs, served_model
 from astra_rl.models.forward import forward_shared_prefix
 from astra_rl.models.lm_head import lm_head_logits
-from astra_rl.models.loading import LOADING, load_model, load_tokenizer
+from astra_rl.models.loading import LOADING, load_model, load_settings, load_tokenizer
 from astra_rl.models.rendering import context_window
 from astra_rl.models.vocabulary import check_vocabulary
 from astra_rl.moderators.completer import Completer, replies_of
@@ -78,6 +79,7 @@ class GuardOptions:
     batch_size: Count = 8
     model: PreTrainedModel = _LOADED_BY_DEFAULT
     tokenizer: PreTrainedTokenizerBase = _LOADED_BY_DEFAULT
+    engine: Engine | None = None
 
 
 GUARD_OPTIONS = {
@@ -86,6 +88,7 @@ GUARD_OPTIONS = {
     "model": "A loaded model, in evaluation mode; None loads `model_id`.",
     "tokenizer": "A loaded tokenizer, with the chat template of the guard if it has one; None "
     "loads that of `model_id`.",
+    "engine": "Runs `model_id`; its weights are then not loaded here, and `model` is not used.",
 }
 """Descriptions of `GuardOptions` and of `model_id`."""
 COMPLETE = {
@@ -123,12 +126,15 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
     questions: Sequence[Question]
     weights: Mapping[str, float]
     structure: ClassVar[re.Pattern[str] | None] = None
+    takes_engine: ClassVar[bool] = True
     model_id: str
     complete: Completer | None = None
 
     def __post_init__(self) -> None:
         """Load the tokenizer and the model, unless `complete` replaces them."""
         self.check_options(**{each.name: getattr(self, each.name) for each in fields(self)})
+        if self.complete is not None and self.engine is not None:
+            raise ConfigurationError("give either complete or engine, not both.")
         self._controls: dict[str, int] = {}
         if self.complete is not None:
             return
@@ -138,6 +144,12 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
         skeleton = "".join(self._template_pieces(2))
         self._controls = _control_tokens(self.tokenizer, skeleton)
         self._answer_tokens(skeleton, self.questions[0])
+        if self.engine is not None:
+            settings = load_settings(self.model_id)
+            self.identity = served_model(self.model_id, settings)
+            window = context_window(settings.config)
+            self._window = None if window is None else window - 1  # an engine samples a token more
+            return
         if self.model is None:
             self.model = load_model(self.model_id, device=self.device, dtype=self.dtype)
             check_vocabulary(self.model, self.tokenizer, self.model_id)
@@ -279,15 +291,41 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
             [len(ids) for ids, _ in tokens], max_tokens=MAX_BATCH_TOKENS, max_rows=self.batch_size
         )
 
-        def run(rows: Sequence[int]) -> Tensor:
-            return self._next_logits([tokens[row][0] for row in rows])
+        def run(rows: Sequence[int]) -> list[list[Tensor]]:
+            return self._next_scores([tokens[row] for row in rows])
 
-        for rows, logits in in_batches(batches, run, doing="judging"):
-            for row, values in zip(rows, logits, strict=True):
-                mass = torch.stack([values[first].logsumexp(0) for first in tokens[row][1]])
+        for rows, scores in in_batches(batches, run, doing="judging"):
+            for row, values in zip(rows, scores, strict=True):
+                mass = torch.stack([each.logsumexp(0) for each in values])
                 found[row] = mass.softmax(0).tolist()
         for row, prefix in enumerate(prefixes):
             yield prefix, found[row]
+
+    def _next_scores(
+        self, tokens: Sequence[tuple[list[int], list[list[int]]]]
+    ) -> list[list[Tensor]]:
+        """Return for each prompt, and each answer, the scores of the tokens it may begin with.
+
+        They are logits, or log-probabilities from an engine, which differ by a constant per prompt.
+
+        Args:
+            tokens: See `_answer_tokens`.
+        """
+        if self.engine is None:
+            logits = self._next_logits([ids for ids, _ in tokens])
+            return [
+                [values[first] for first in answers]
+                for values, (_, answers) in zip(logits, tokens, strict=True)
+            ]
+        asked = [(ids, token) for ids, answers in tokens for token in chain.from_iterable(answers)]
+        scored = engine_logprobs(
+            self.engine, [ids for ids, _ in asked], [[token] for _, token in asked]
+        )
+        known = iter(scored[:, 0])
+        return [
+            [torch.stack([next(known) for _ in first]) for first in answers]
+            for _, answers in tokens
+        ]
 
     @torch.no_grad()
     def _next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:

@@ -87,9 +87,10 @@ def check_can_divide(config: RunConfig, processes: int) -> None:
         raise ConfigurationError(one_process_for_best(processes))
     if processes > 1 and not config.rollout.is_own:
         raise ConfigurationError(
-            f"rollout: attacker: {config.rollout.attacker}, target: {config.rollout.target} given, "
-            f"and {processes} processes were started; engines sample for a run of one process. "
-            "Start it without torchrun or accelerate, or use rollout: {attacker: own, target: own}."
+            f"rollout: attacker: {config.rollout.attacker}, target: {config.rollout.target}, "
+            f"judge: {config.rollout.judge} given, and {processes} processes were started; engines "
+            "are for a run of one process. Start it without torchrun or accelerate, or use own for "
+            "all three."
         )
 
 

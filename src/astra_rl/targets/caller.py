@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from astra_rl.core.contracts import check_number
 from astra_rl.core.text import NoReply, NotSent
+from astra_rl.core.turns import waiting
 from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
@@ -363,7 +364,8 @@ def run_in_background(work: Coroutine[Any, Any, ValueT]) -> ValueT:
             _background = _Background()
     future = asyncio.run_coroutine_threadsafe(work, _background.loop)
     try:
-        return future.result()
+        with waiting():
+            return future.result()
     except BaseException:
         future.cancel()
         raise

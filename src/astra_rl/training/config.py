@@ -62,6 +62,10 @@ class UpdateSettings:
         reduction: How the gradients of the parts are added: ``"exact"`` in a fixed order, so that
             the weights do not depend on the number of processes, to the last bit; ``"fast"`` in the
             order that the network makes fastest.
+        max_staleness: Training steps by which the weights that sample an experience are older than
+            those that learn from it; above 0 it is played while an earlier one is learned from,
+            which needs an inference engine for the attacker and ``old_logprobs: corrected``. See
+            docs/scaling.md.
 
     Raises:
         ConfigurationError: A value is out of range; the message says what is allowed.
@@ -81,6 +85,7 @@ class UpdateSettings:
     max_unscored_steps: Count = 5
     shards: Count | None = None
     reduction: Reduction = "exact"
+    max_staleness: CountOrZero = 0
 
     def __post_init__(self) -> None:
         check_fields(self)

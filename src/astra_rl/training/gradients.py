@@ -15,6 +15,7 @@ from astra_rl.core.common import BatchT, Metrics
 from astra_rl.core.contracts import check_loss, is_missing
 from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
 from astra_rl.core.token_limit import TooManyTokens, at_most_tokens
+from astra_rl.core.turns import give_way
 from astra_rl.distributed.parts import owner
 from astra_rl.distributed.ranks import Ranks
 from astra_rl.distributed.tree_sum import TreeSum
@@ -123,6 +124,7 @@ class Gradients(Generic[BatchT]):
         check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
         finite = bool(torch.isfinite(loss.detach()))
         (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
+        give_way()
         return Piece(index, weight, finite, dict(logs or {}))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.collector import Collected
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.contracts import is_missing, mean_of_present, std_of_present
 from astra_rl.core.environment import Environment
@@ -36,6 +37,9 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         graphs: The episodes of the latest experience.
         scoring: Returns a context in which log-probabilities without gradients are computed; a
             training on several processes sets it.
+        collect: Returns the episodes of an experience from its seed; a training that plays ahead
+            sets it.
+        on_observed: Called when reward and environment have observed the experience.
 
     Raises:
         ConfigurationError: The algorithm cannot learn from the attacks of the environment.
@@ -59,6 +63,8 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.graphs: list[Graph[StateT, ActionT]] = []
         self.on_collected = on_collected
         self.scoring: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.collect: Callable[[int | None], Collected] = self._collect
+        self.on_observed: Callable[[], None] = _nothing
 
     def experience(self, seed: int | None = None) -> Iterable[BatchT]:
         """Play episodes and return their batches; the same seed gives the same batches.
@@ -69,14 +75,14 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         With ``algorithm.epochs`` above 1 each step occurs once per epoch, shuffled anew. An
         experience without a learning signal (all siblings tie, for instance) has no batches.
         """
-        self.graphs, kept = self.algorithm.collector.collect(
-            self.environment, seed, self.num_episodes_per_experience
-        )
+        self.graphs, kept = self.collect(seed)
         self.environment.problem.rollouts_over()
         if self.on_collected is not None:
             self.on_collected(self.graphs)
         self.environment.problem.observe(self.graphs)
         self.environment.observe(self.graphs)
+        self.algorithm.on_collected(self.graphs, kept)
+        self.on_observed()
         flat = list(chain.from_iterable(map(self.algorithm.flatten, kept)))
         with self.scoring():
             steps: Sequence[StepT] = self.algorithm.prepare(flat)
@@ -96,6 +102,11 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
             options |= {"shuffle": False, "sampler": ShuffledGroups(groups, generator)}
         loader: DataLoader[StepT] = DataLoader(steps, **options)  # type: ignore[arg-type]
         return loader if self.algorithm.epochs == 1 else _Epochs(loader, self.algorithm.epochs)
+
+    def _collect(self, seed: int | None) -> Collected:
+        return self.algorithm.collector.collect(
+            self.environment, seed, self.num_episodes_per_experience
+        )
 
     def step(self, batch: BatchT) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch, a scalar that requires grad, and metrics to log."""
@@ -125,6 +136,10 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
             },
             **self.algorithm.experience_metrics(),
         }
+
+
+def _nothing() -> None:
+    pass
 
 
 class ShuffledGroups(Sampler[int]):

@@ -28,6 +28,7 @@ from astra_rl.errors import (
     UnscoredError,
 )
 from astra_rl.logging import logger
+from astra_rl.training.ahead import PlayAhead, check_staleness
 from astra_rl.training.callback import TrainerCallback, check_counts, named
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.division import divide
@@ -96,7 +97,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                     f"callbacks: {each!r} given; each must be an instance of a subclass of "
                     "TrainerCallback."
                 )
-        self._check_can_divide()
+        self._check_loop()
         division = divide(config, environment, self.ranks)
         self.harness = Harness(
             division.environment(environment),
@@ -117,6 +118,13 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         )
         self._gradients = division.gradients(algorithm, self.harness.step, self.optimizer)
         self.completed_steps = 0
+        self._ahead = PlayAhead(
+            self.harness,
+            config.max_staleness,
+            seed_of=self._step_seed,
+            completed_steps=lambda: self.completed_steps,
+            training_steps=lambda: self.config.training_steps,
+        )
         self.should_stop = False
         self.unscored_steps = 0
         self._has_learned = True
@@ -162,15 +170,18 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             self._failure = error
             self.on_train_failed()
             raise
+        self._ahead.warn_of_failure()
         with self.ranks.together():
             self.on_train_end()
 
-    def _check_can_divide(self) -> None:
-        """Raise if a subclass has a training loop of its own, which several processes cannot share.
+    def _check_loop(self) -> None:
+        """Raise if a step cannot be divided among processes, or played ahead, as configured.
 
         Raises:
-            ConfigurationError: It has, and there are several.
+            ConfigurationError: It cannot; a subclass has a training loop of its own, for instance.
         """
+        staleness = self.config.max_staleness
+        check_staleness(staleness, processes=self.ranks.size, shards=self.config.shards)
         own = [
             name
             for name in ("train", "training_step")
@@ -181,6 +192,18 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 f"{type(self).__name__} overrides {own[0]}, and {self.ranks.size} processes were "
                 "started; only the training loop of Trainer divides a step among them. Use its "
                 "hooks or callbacks, or start one process."
+            )
+        if own and staleness:
+            raise ConfigurationError(
+                f"{type(self).__name__} overrides {own[0]}, and max_staleness is {staleness}; only "
+                "the training loop of Trainer plays ahead. Use its hooks or callbacks, or "
+                "max_staleness=0."
+            )
+        if staleness and not self.algorithm.is_off_policy(**vars(self.algorithm)):
+            raise ConfigurationError(
+                f"max_staleness={staleness}: {type(self.algorithm).__name__} learns from attacks "
+                "of older weights, and its loss is not corrected for that. Set old_logprobs: "
+                "corrected if it has that option, or use max_staleness: 0."
             )
 
     def _stops(self) -> bool:
@@ -203,8 +226,13 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def _train_step(self) -> None:
         with self.ranks.together():
             self.on_step_begin(self.completed_steps + 1)
-        logs = self.training_step(self._step_seed(self.completed_steps))
+        try:
+            logs = self.training_step(self._step_seed(self.completed_steps))
+        finally:
+            self._ahead.settle()
+        logs = {**logs, **self._ahead.metrics()}
         self.completed_steps += 1
+        self._ahead.drop_learned()
         self._count_unscored_steps()
         check_replicas(self.ranks, self)
         with self.ranks.together():
@@ -311,6 +339,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             "reward": problem.reward_state(),
             "environment": self.environment.state_dict(),
             "generators": generator_states(),
+            **({"ahead": self._ahead.state_dict()} if self.config.max_staleness else {}),
             "callback_names": list(named(self.callbacks)),
             "callbacks": {
                 name: saved
@@ -354,6 +383,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         if saved_environment := state.get("environment"):  # not in states of earlier versions
             with _of_another("environment", None, self.environment):
                 self.environment.load_state_dict(saved_environment)
+        self._ahead.load_state_dict(state.get("ahead", {}))
         # Version 1 of the format had the generator of torch only.
         restore_generators(state.get("generators") or {"torch": state["generator"]})
         self.completed_steps = _count(state["completed_steps"])

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from astra_rl import GRPO, Trainer, TrainingConfiguration
+from astra_rl.core.text import Exchange
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.generation import generate_turns
 from astra_rl.ext.transformers.model_pool import ModelPair
@@ -19,7 +21,9 @@ from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
-from astra_rl.moderators import FunctionModerator
+from astra_rl.moderators import FunctionModerator, WildGuardModerator
+from astra_rl.moderators.completion import LocalCompleter
+from astra_rl.training.callbacks import TrainerCallback
 
 from .conftest import OPTIONS
 
@@ -104,6 +108,55 @@ def test_each_version_of_an_adapter_is_sampled_over_a_long_prefix(problem, sampl
     print("mismatch of adapters:", sampler.mismatch)
 
 
+def test_a_training_plays_ahead_with_the_adapter_of_the_step_before(attacker_folder):
+    """From another thread, while the update changes the adapter in memory."""
+    attacker, sampler = load(attacker_folder), VLLMSampler(staleness=1, **OPTIONS)
+    torch.manual_seed(0)
+    trained = HFASTProblem(
+        attacker, attacker, attacker, FunctionModerator(lambda texts: [len(t) % 2 for t in texts]),
+        lora=LoraOptions(rank=8), attacker_sampler=sampler, dtype="float32",
+        attacker_sampling=Sampling(max_new_tokens=8),
+        target_sampling=Sampling(max_new_tokens=4),
+    )  # fmt: skip
+    change(trained, 0)
+    weights, played = [], []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, trainer, step):
+            weights.append([each.detach().clone() for each in trained.parameters()])
+
+        def on_experience(self, trainer, graphs):
+            played.append([node for graph in graphs for node in graph.nodes()])
+
+    config = TrainingConfiguration(
+        lr=0.02, batch_size=8, training_steps=4, num_episodes_per_experience=4, seed=0,
+        max_staleness=1,
+    )  # fmt: skip
+    environment = ASTEnvironment(trained, ["hello", "what is it?"], 2, 2)
+    algorithm = GRPO(trained, old_logprobs="corrected", kl_in_loss=0.1)
+    Trainer(config, environment, algorithm, callbacks=[Watch()]).train()
+    largest, moved = 0.0, 0.0
+    for step, nodes in enumerate(played):
+        for age in (1, 0):
+            with torch.no_grad():
+                for parameter, then in zip(
+                    trained.parameters(), weights[max(0, step - age)], strict=True
+                ):
+                    parameter.copy_(then)
+                scored = trained.get_attacker_logprobs(
+                    [node.context for node in nodes], [node.attack for node in nodes]
+                )
+            found = max(
+                abs(a - b)
+                for node, row in zip(nodes, scored.tolist(), strict=True)
+                for a, b in zip(node.attack.logprobs, row, strict=False)
+            )
+            largest, moved = max(largest, found * age), max(moved, found * (1 - age))
+    assert largest < EXACT
+    assert moved > 0.01  # the weights of the step itself are others
+    print("mismatch of attacks that were played ahead:", largest)
+
+
 def test_a_frozen_adapter_is_what_an_evaluation_samples(problem, sampler, tmp_path):
     problem.save(tmp_path / "trained")
     frozen = HFEvaluationProblem(
@@ -185,6 +238,22 @@ def test_a_served_target_answers_and_scores_as_a_local_one(
             getattr(local, score)(contexts, attacks),
             atol=EXACT, rtol=0,
         )  # fmt: skip
+
+
+def test_judges_answer_and_score_as_those_whose_weights_are_here(target_engine, target_folder):
+    pair = load(target_folder)
+    chats = [[{"role": "user", "content": text}] for text in ("hello", "is it a?", "b")]
+    here = LocalCompleter(model=pair.model, tokenizer=pair.tokenizer, max_new_tokens=8)
+    there = LocalCompleter(str(target_folder), engine=target_engine, max_new_tokens=8)
+    assert there(chats) == here(chats)
+    exchanges = [Exchange("", "hi", "b"), Exchange("", "what is it", "a")]
+    guard = WildGuardModerator(model=pair.model, tokenizer=pair.tokenizer)
+    served = WildGuardModerator(
+        model_id=str(target_folder), tokenizer=pair.tokenizer, engine=target_engine
+    )
+    expected = guard.moderate(exchanges)
+    assert served.moderate(exchanges) == pytest.approx(expected, abs=EXACT)
+    assert len(set(expected)) == 2
 
 
 def test_a_problem_plays_with_two_engines(problem, target_engine, target_folder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -290,6 +290,12 @@ class HFASTProblem(ASTProblem):
             yield
         finally:
             self.attacker_sampling = original
+
+    def frozen_attacker(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """See `Problem.frozen_attacker`; the attacker must be sampled in an engine."""
+        if not isinstance(self.attacker_sampler, EngineSampler):
+            return super().frozen_attacker()
+        return self.attacker_sampler.frozen(self.attacker)
 
     @contextlib.contextmanager
     def attacking_untrained(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
@@ -9,8 +10,11 @@ from torch import Tensor
 from astra_rl.core.text import Utterance, context_key
 
 
-class ScoreCache:
+class ScoreCache(threading.local):
     """Keeps recent log-probabilities, because reward and algorithm often score the same attacks.
+
+    Each thread has its own: with episodes played ahead, which of two threads scores an attack first
+    is chance, and the last digits depend on the batch that it is scored in.
 
     Args:
         max_entries: Number of attacks from which on the cache is emptied before it grows.

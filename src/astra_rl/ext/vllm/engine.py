@@ -203,11 +203,18 @@ class VLLMSampler(EngineSampler):
         options: Further arguments of ``vllm.LLM``, for example ``gpu_memory_utilization=0.4``.
 
     Raises:
+        ConfigurationError: It is to sleep although it samples while the weights are trained.
         MissingDependencyError: The extra ``vllm`` is not installed.
     """
 
     def __init__(self, *, staleness: int = 0, sleep: bool = False, **options: Any) -> None:
         require("vllm", extra="vllm")
+        if sleep and staleness:
+            raise ConfigurationError(
+                f"sleep with staleness={staleness}: the engine samples while the weights are "
+                "trained, so it cannot free its memory meanwhile. Leave sleep out, or use "
+                "max_staleness: 0."
+            )
 
         def start(model: PreTrainedModel, rank: int) -> VLLMEngine:
             known: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}

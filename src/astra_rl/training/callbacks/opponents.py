@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.seeding import derive_seed
+from astra_rl.errors import ConfigurationError
 from astra_rl.training.callback import AnyTrainer, TrainerCallback
 
 
@@ -25,6 +26,18 @@ class DrawOpponent(TrainerCallback):
 
     def __init__(self, draw: Callable[[int | None], object], seed: int) -> None:
         self.draw, self.seed = draw, seed
+
+    def on_train_begin(self, trainer: AnyTrainer) -> None:
+        """Check that the episodes of a step are played in it.
+
+        Raises:
+            ConfigurationError: They are played ahead.
+        """
+        if trainer.config.max_staleness:
+            raise ConfigurationError(
+                f"max_staleness={trainer.config.max_staleness}; opponents are drawn step by step, "
+                "and episodes are played ahead. Use max_staleness=0."
+            )
 
     def on_step_begin(self, trainer: AnyTrainer, step: int) -> None:
         """Draw the target of the step."""

@@ -1,9 +1,9 @@
-"""Comparison of algorithms on the demo scenario, with equal conversation budgets and several seeds.
+"""Comparison of algorithms on the password game, with equal conversation budgets and several seeds.
 
     python benchmarks/algorithms.py [grpo rloo ppo ...] [--seeds 0 1 2] [--steps 12]
 
-Each run is the demo preset with another algorithm, in its own single-threaded process. Runs are
-sequential. All use the same number of conversations, the same learning rate and, where supported,
+Each run is the preset ``password`` with another algorithm, in its own single-threaded process. Runs
+are sequential. All use the same number of conversations, learning rate and, where supported,
 the same KL coefficient; "untrained" is the initial attacker. Durations are CPU minutes including
 loading and evaluation, so they do not depend on other load. Each run writes a JSON file to the
 results folder. Existing results with the same settings are reused, so an interrupted benchmark can
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.config.presets import preset_text
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import write_json
 from astra_rl.runs.provenance import versions
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 UNTRAINED = "untrained"
 MAIN = ("dpo", "ipo", "grpo", "rloo", "ppo", "reinforce++", "contrastive_balance")
 NATS = {"kl_in_reward": 0.03}
-"""What divergence costs in the demo."""
+"""What divergence costs in the preset."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "a2c": {"alpha": 0.03},
     "contrastive_balance": {"temperature": 0.1, "reference_temperature": 1.0},
@@ -69,7 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(name: str, steps: int, overrides: Sequence[str]) -> list[str]:
-    """Return the settings that differ from the demo preset."""
+    """Return the settings that differ from the preset."""
     fixed = ["evaluation.before=false", *overrides]
     if name == UNTRAINED:
         return [*fixed, "training.steps=0"]
@@ -80,7 +81,7 @@ def settings_of(name: str, steps: int, overrides: Sequence[str]) -> list[str]:
         f"training.steps={steps}",  # only the number of steps ends the training
         "training.stop_at_success=null",
         "training.max_minutes=null",
-        # twice the demo's, because there are fewer steps
+        # twice the preset's, because there are fewer steps
         "training.lr=2.4e-4",
         "training.final_lr=1.5e-4",
         "training.warmup_steps=3",
@@ -98,8 +99,10 @@ def run(name: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
         "processors": os.cpu_count(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "astra_rl.cli.main", "demo", "--seed", str(seed)]
-        command += ["--output", folder]
+        file, run_folder = Path(folder) / "settings.yaml", Path(folder) / "run"
+        file.write_text(preset_text("password"), encoding="utf-8")
+        command = [sys.executable, "-m", "astra_rl.cli.main", "train", str(file)]
+        command += ["--seed", str(seed), "--output", str(run_folder)]
         for setting in settings:
             command += ["--set", setting]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -108,9 +111,9 @@ def run(name: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
         record["minutes"] = round((_processor_seconds() - before) / 60, 2)
         if done.returncode:
             return {**record, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-        after = json.loads((Path(folder) / "evaluation_after.json").read_text("utf-8"))
-        rate = summary_of_phase(folder, "after").asr
-        metrics = Path(folder) / "metrics.jsonl"
+        after = json.loads((run_folder / "evaluation_after.json").read_text("utf-8"))
+        rate = summary_of_phase(run_folder, "after").asr
+        metrics = run_folder / "metrics.jsonl"
         rows = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
     return {
         **record,

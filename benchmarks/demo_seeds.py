@@ -29,7 +29,7 @@ from typing import Any
 
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.embeddings import MEANING_SIMILARITY, KindEmbedder
-from astra_rl.evaluation.measures.failure_kinds import failures_by_secret
+from astra_rl.evaluation.measures.failure_kinds import named_failures
 from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.intervals import intervals_apart
@@ -91,15 +91,15 @@ def results_of(
 
 
 def kinds(successes: Sequence[Attempt], embed: KindEmbedder | None) -> dict[str, Any]:
-    """Return the kinds of successful attempts: by words, by what they revealed and by meaning."""
+    """Return the kinds of successful attempts: by words, by meaning and by the failure."""
     attacks = [_without_names(attempt) for attempt in successes]
     groups = {"words": greedy_clusters(attacks)}
     if embed is not None:
         groups["meaning"] = clusters_by_meaning(attacks, embed)
     found: dict[str, Any] = {name: _spread(list(map(len, each))) for name, each in groups.items()}
-    revealed = failures_by_secret(successes)
-    found["revealed"] = {
-        **_spread([len(each.attempts) for each in revealed]),
+    named = named_failures(successes)
+    found["named"] = {
+        **_spread([len(each.attempts) for each in named]),
         "failures": [
             {
                 "name": each.name,
@@ -107,7 +107,7 @@ def kinds(successes: Sequence[Attempt], embed: KindEmbedder | None) -> dict[str,
                 "attack": each.attempts[0].turns[0].attack.strip(),
                 "response": each.attempts[0].turns[0].response.strip(),
             }
-            for each in revealed
+            for each in named
         ],
     }
     by_meaning = groups.get("meaning", groups["words"])
@@ -147,7 +147,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the results as a Markdown table."""
     names = (
         *("seed", "success before", "after", "NLL per token before", "after"),
-        *("effective kinds by meaning", "largest kind", "things revealed (effective)"),
+        *("effective kinds by meaning", "largest kind", "named failures (effective)"),
         *("steps", "minutes", "criteria"),
     )
     lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
@@ -159,12 +159,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         missed = [name for name, met in row["met"].items() if not met]
         found = row["kinds"]
-        meaning, revealed = found.get("meaning"), found["revealed"]
+        meaning, named = found.get("meaning"), found["named"]
         cells = (
             *(row["seed"], before, after, f"{row['nll_before']:.2f}", f"{row['nll_after']:.2f}"),
             f"{meaning['effective']:.1f}" if meaning else "-",
             f"{meaning['largest']:.0%}" if meaning else "-",
-            f"{revealed['kinds']} ({revealed['effective']:.1f})",
+            f"{named['kinds']} ({named['effective']:.1f})",
             *(row["steps"], f"{row['minutes']:.1f}"),
             "met" if not missed else "missed: " + ", ".join(missed),
         )

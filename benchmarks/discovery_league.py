@@ -96,6 +96,7 @@ def settings(folder: Path, calls: int, seeds: list[int]) -> dict[str, Any]:
                 "test_file": str(folder / "test.txt"),
                 "role": "opening",
             },
+            "dtype": "float32",
             "reward": "harm",
             "environment": {"type": "single_turn", "tree_width": 8},
             "training": {**TRAINING, "episodes_per_step": 8, "batch_size": 64},

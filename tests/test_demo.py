@@ -35,7 +35,9 @@ def test_the_demo_trains_a_real_attacker_against_a_real_model_offline(tmp_path: 
     assert before["n"] == after["n"] == 4
     # An untrained attacker speaks ordinary text: far from certain, far from random tokens.
     assert 1.0 < before["mean_attack_nll"] < 6.0
-    assert "Does the assistant keep its password?" in (folder / "report.html").read_text("utf-8")
+    assert "Which questions make the assistant invent a number?" in (
+        folder / "report.html"
+    ).read_text("utf-8")
     for conversation in after["conversations"]:
         assert conversation["turns"][0]["attack"].count("\n") == 0
 

@@ -12,8 +12,7 @@ from astra_rl import GRPO, ASTEnvironment, Trainer, TrainingConfiguration
 from astra_rl.cli.console import SafeConsole
 from astra_rl.cli.display import ConsoleDisplay
 from astra_rl.cli.output import Printer
-from astra_rl.cli.training_output import print_revealed
-from astra_rl.evaluation.measures.failure_kinds import Revealed
+from astra_rl.cli.training_output import MOST_FAILURES, print_different
 from astra_rl.testing import ToyProblem
 from astra_rl.training.callbacks import AttackMetrics, StepMetrics
 
@@ -46,7 +45,26 @@ def test_each_step_is_shown_and_a_resumed_training_counts_from_where_it_was(is_t
         assert "0.0 min left" in text.splitlines()[-1]
 
 
-def test_what_was_revealed_is_one_escaped_line_each():
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(600.0, "all 9 steps fit"), (1e-6, "about 2 of 9 steps fit")]
+)
+def test_how_many_steps_fit_into_the_time_limit_is_said_once_it_was_measured(seconds, said):
+    shown = io.StringIO()
+    display = ConsoleDisplay(Console(file=shown, width=120), max_minutes=seconds / 60)
+    problem = ToyProblem()
+    Trainer(
+        TrainingConfiguration(training_steps=9, num_episodes_per_experience=1),
+        ASTEnvironment(problem, ["hello"], tree_depth=1),
+        GRPO(problem),
+        callbacks=[StepMetrics(), AttackMetrics(), display],
+    ).train()
+    lines = [line for line in shown.getvalue().splitlines() if "measured speed" in line]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "s per step" in lines[0]
+
+
+def test_each_different_failure_is_one_escaped_line():
     def said(attack, response):
         return attempt(turn(attack, response, 1.0))
 
@@ -54,7 +72,7 @@ def test_what_was_revealed_is_one_escaped_line_each():
     owner = [said("Who\nowns [bold]it[/bold]?\x1b[31m", "Clara " * 40)] * 3
     out = Printer()
     out.console = SafeConsole(file=shown, width=80, color_system=None)
-    print_revealed([Revealed("owner", owner), Revealed("cat", [said("Cat?", "Pickles")])], out)
+    print_different([("owner", owner), ("cat", [said("Cat?", "Pickles")])], out)
     lines = [line for line in shown.getvalue().splitlines() if "owner" in line or "cat" in line]
     assert len(lines) == 2
     assert "75%" in lines[0]
@@ -63,3 +81,15 @@ def test_what_was_revealed_is_one_escaped_line_each():
     assert "Pickles" in lines[1]
     assert "\x1b" not in shown.getvalue()
     assert "2 different failures were found (1.8 effective)" in shown.getvalue()
+
+
+def test_failures_beyond_the_first_are_counted_in_one_line():
+    shown = io.StringIO()
+    out = Printer()
+    out.console = SafeConsole(file=shown, width=80, color_system=None)
+    every = [("", [attempt(turn(f"question {number}", "12", 1.0))]) for number in range(25)]
+    print_different(every, out)
+    lines = shown.getvalue().strip().splitlines()
+    assert len(lines) == 1 + MOST_FAILURES + 1
+    assert lines[1].split() == ["4%", "hello", "question", "0", "->", "12"]
+    assert lines[-1].split() == ["20%", "5", "more,", "in", "the", "report"]

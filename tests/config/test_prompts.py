@@ -104,8 +104,8 @@ def test_the_prompts_in_the_documentation_are_accepted() -> None:
 # --- from scenarios ------------------------------------------------------------------------------
 
 
-def test_the_demo_opens_as_it_always_did() -> None:
-    config = load_preset("demo", ["seed=3"])
+def test_the_password_game_opens_as_it_always_did() -> None:
+    config = load_preset("password", ["seed=3"])
     found = read_openings(config.prompts, seed=config.seed)
     train, test = found.train, found.test
     expected = planted_secrets("train", 192, seed=derive_seed(3, "openings"))

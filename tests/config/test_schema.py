@@ -220,9 +220,9 @@ def test_no_option_of_an_algorithm_is_an_object(name: str) -> None:
     )
 
 
-def test_the_demo_learns_as_it_always_did() -> None:
+def test_the_password_game_learns_as_it_always_did() -> None:
     """Its settings are those that its figures were made with, whatever the defaults become."""
-    algorithm = resolve(load_preset("demo")).algorithm(ToyProblem())
+    algorithm = resolve(load_preset("password")).algorithm(ToyProblem())
     assert isinstance(algorithm, GRPO)
     assert algorithm.loss == PolicyLoss(clip_low=0.2, clip_high=0.28, reduce="token")
     assert algorithm.kl.coefficient.value == 0.03

@@ -15,7 +15,7 @@ from astra_rl.core.text import Conversation, context_key
 from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import SPLITS, Row
 from astra_rl.datasets.scenario import Scenario
-from astra_rl.datasets.scenario_files import load_scenario, planted_secrets_scenario, scenario_names
+from astra_rl.datasets.scenario_files import generated_scenario, load_scenario, scenario_names
 from astra_rl.errors import ConfigurationError
 
 WriteFile = Callable[[str, str | bytes], Path]
@@ -263,8 +263,11 @@ def test_the_demo_s_game_is_a_scenario_that_opens_as_the_demo_does() -> None:
         made = planted_secrets(split, count)  # type: ignore[arg-type]
         assert list(map(context_key, openings)) == list(map(context_key, made))
     assert scenario.moderator == {"type": "secret_leak"}
-    assert len(planted_secrets_scenario(5, 7).openings("test")) == 7
-    assert planted_secrets_scenario(5, 7).sources != planted_secrets_scenario(5, 7, seed=1).sources
+    assert len(generated_scenario("planted_secrets", 5, 7).openings("test")) == 7
+    assert (
+        generated_scenario("planted_secrets", 5, 7).sources
+        != generated_scenario("planted_secrets", 5, 7, seed=1).sources
+    )
 
 
 @pytest.mark.parametrize("name", scenario_names())

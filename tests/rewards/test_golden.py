@@ -47,7 +47,7 @@ GOLDEN = {
     "response_likelihood": ({}, (-1, -1)),
     "word_novelty": ({}, (1 - 1 / 3, 1 - 1 / 3)),  # one word of three in common
     "kind_novelty": ({}, (1, 1)),  # no success is known yet
-    "secret_novelty": ({}, (1, 1)),
+    "named_novelty": ({}, (1, 1)),
     "self_bleu": ({"orders": [1, 2], "against": "siblings"}, (0.75, 0.75)),  # BLEU 1/2 and 0
     "embedding_novelty": ({"embedder": count, "nearest": 1, "against": "siblings"}, (0.5, 0.5)),
     # less the goal (1, 1, 0): nothing; (1/2, -1/2, 1) against the earlier (-1/2, 1/2, 1)

@@ -13,7 +13,7 @@ from astra_rl.core.text import Conversation, Exchange
 from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
-from astra_rl.rewards import REWARDS, Harm, KindNovelty, NovelFailureReward, SecretNovelty
+from astra_rl.rewards import REWARDS, Harm, KindNovelty, NamedNovelty, NovelFailureReward
 from astra_rl.rewards.base import RESPONSE_HARM, load_state_dict, observe, state_dict
 from astra_rl.rewards.known_kinds import rarity
 from astra_rl.testing import ScriptedModerator
@@ -169,10 +169,28 @@ def test_a_secret_pays_less_the_more_often_it_was_revealed_by_whatever_question(
 
     owner, cat = said("Who owns it?", "Clara Novak."), said("Who is here?", "Pickles.")
     both, other = said("Who?", "Clara Novak and Pickles."), said("Is she there?", "Clara Novak!")
-    term, models = SecretNovelty(), make_models()
+    term, models = NamedNovelty(), make_models()
     assert term(models, [owner, cat, both]) == [1.0, 1.0, 1.0]
     term.observe(models, played(term, owner, other))
-    assert term(models, [said("Whose is it?", "It is Clara Novak's."), cat, both]) == [1 / 3, 1, 1]
-    restored = SecretNovelty()
+    assert term(models, [said("Whose is it?", "It is Clara Novak's."), cat, both]) == [
+        1 / 3,
+        1,
+        1 / 3,
+    ]
+    restored = NamedNovelty()
     restored.load_state_dict(json.loads(json.dumps(term.state_dict())))
     assert restored(models, [owner, cat]) == term(models, [owner, cat]) == [1 / 3, 1.0]
+
+
+def test_an_invented_number_pays_less_the_more_often_one_of_its_kind_was_invented(make_models):
+    term, models = NamedNovelty("invented_number"), make_models()
+    far, old = Exchange("", "How far?", "2 miles."), Exchange("", "How old?", "9 years old.")
+    node = Node("", "How long?", "30 feet.", 0.0, [])
+    node.reward_terms = {RESPONSE_HARM: 1.0, term.name: 1.0}
+    term.observe(models, [Graph("", [node])])
+    assert term(models, [far, old]) == [1 / 2, 1.0]
+
+
+def test_a_rule_that_names_no_failures_is_refused():
+    with pytest.raises(ConfigurationError, match="invented_number, secret_leak"):
+        NamedNovelty("refusal")

@@ -19,6 +19,9 @@ from astra_rl.runs.runner import Display
 from astra_rl.training.callback import AnyTrainer
 from astra_rl.training.callbacks.progress import Pace
 
+STEPS_MEASURED = 2
+"""Steps after which the speed counts as measured."""
+
 
 class ConsoleDisplay(Display):
     """Prints the stages of a run and, per training step, reward, success rate, speed and time left.
@@ -33,6 +36,7 @@ class ConsoleDisplay(Display):
         self.max_seconds = None if max_minutes is None else 60 * max_minutes
         self._progress: Progress | None = None
         self._pace = Pace()
+        self._said_speed = False
 
     def stage(self, name: str) -> None:
         """Print the name of the stage."""
@@ -41,6 +45,7 @@ class ConsoleDisplay(Display):
     def on_train_begin(self, trainer: AnyTrainer) -> None:
         """Open the progress bar."""
         self._pace = Pace(trainer.completed_steps)
+        self._said_speed = False
         if not self.console.is_terminal:
             return
         self._progress = Progress(
@@ -65,6 +70,7 @@ class ConsoleDisplay(Display):
         total = trainer.config.training_steps
         left = self._pace.seconds_left(step, total)
         if self.max_seconds is not None:
+            self._measured(step, total, left)
             left = min(left, max(0.0, self.max_seconds - self._pace.elapsed))
         numbers = (
             f"reward {logs['reward']:+.2f}  "
@@ -77,6 +83,21 @@ class ConsoleDisplay(Display):
             self.console.print(f"step {step}/{total}  {numbers}", highlight=False)
         else:
             self._progress.update(self._progress.task_ids[0], completed=step, numbers=numbers)
+
+    def _measured(self, step: int, total: int, left: float) -> None:
+        """Say once how many steps fit into the time limit at the measured speed."""
+        assert self.max_seconds is not None
+        if self._said_speed or step - self._pace.completed < STEPS_MEASURED or step >= total:
+            return
+        self._said_speed = True
+        pace = left / (total - step)
+        fitting = step + math.ceil((self.max_seconds - self._pace.elapsed) / pace)
+        steps = f"all {total}" if fitting >= total else f"about {max(step, fitting)} of {total}"
+        self.console.print(
+            f"measured speed: {pace:.1f} s per step; {steps} steps fit into the limit of "
+            f"{self.max_seconds / 60:g} minutes",
+            highlight=False,
+        )
 
     def close(self) -> None:
         """Close the progress bar."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from astra_rl.cli.console import console, quiet_libraries
 from astra_rl.cli.costs import print_estimate, print_spent
 from astra_rl.cli.output import Printer, as_text
-from astra_rl.cli.training_output import print_examples, print_judge
+from astra_rl.cli.training_output import print_failures, print_judge
 
 if TYPE_CHECKING:
     from astra_rl.config.plan import Plan
@@ -60,7 +60,7 @@ def test_and_print(
         out.line(f"attacker: {plan.attacker.name} (prompted), environment {environment}")
     _print_rates(found.evaluation, plan.record.target, out)
     print_judge(found.evaluation, out)
-    print_examples(folder, out)
+    print_failures(folder, out)
     out.path("report", folder.report)
     print_spent(found.evaluation.metrics["spent"], out.console)
     out.data({"run": str(folder.path), **summary.as_dict()})

@@ -19,10 +19,13 @@ from astra_rl.logging import logger
 
 if TYPE_CHECKING:
     from astra_rl.config.plan import Plan
-    from astra_rl.evaluation.measures.failure_kinds import Revealed
+    from astra_rl.evaluation.records.attempt import Attempt
     from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
     from astra_rl.runs.runner import Result
+
+MOST_FAILURES = 20
+"""Most different failures that are listed at the end of a run."""
 
 
 def follows_another_process() -> bool:
@@ -89,7 +92,7 @@ def _print_result(result: Result, seed: int) -> None:
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
     out.line(SeedSpread({seed: rates["after training"]}).text)
-    print_examples(folder, out)
+    print_failures(folder, out)
     out.line(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
         f"attacker:   {folder.checkpoints / 'last'}"
@@ -155,47 +158,44 @@ def _kinds(metrics: Mapping[str, Any]) -> str:
     return f"{effective:.1f} of {count}{by_meaning}"
 
 
-def print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
-    """Print what the successful attacks of a run reveal, or their most frequent kinds."""
-    from astra_rl.evaluation.measures.failure_kinds import failures_by_secret, kinds_of_failure
+def print_failures(folder: RunFolder, out: Printer) -> None:
+    """Print the different failures of a run, by name if the judge has one, else by attack."""
+    from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure, named_failures
     from astra_rl.runs.attempt_log import AttemptLog
 
     with AttemptLog(folder.attempts) as log:
         attempts = list(log.attempts(phase="after", outcome="success"))
-    revealed = failures_by_secret(attempts)
-    if revealed:
-        print_revealed(revealed, out)
-        return
-    kinds = kinds_of_failure(attempts)[:most]
-    if not kinds:
-        return
-    table = Table(title="successful attacks: the most frequent kinds", show_lines=False)
-    table.add_column("count", justify="right")
-    table.add_column("opening and attack")
-    table.add_column("response")
-    for kind in kinds:
-        turn = kind.attempts[0].failing_turn
-        table.add_row(
-            str(len(kind.attempts)),
-            as_text(kind.attempts[0].failing_request.strip()),
-            as_text(turn.response.strip()) if turn else "",
-        )
-    out.table(table)
+    by_name = [(each.name, each.attempts) for each in named_failures(attempts)]
+    found = by_name or [("", kind.attempts) for kind in kinds_of_failure(attempts)]
+    if found:
+        print_different(found, out)
 
 
-def print_revealed(revealed: Sequence[Revealed], out: Printer) -> None:
-    """Print one line for each secret that was revealed: its share of the failures, an example."""
+def print_different(found: Sequence[tuple[str, Sequence[Attempt]]], out: Printer) -> None:
+    """Print one line for each group of failures: its share, its name and an example.
+
+    Args:
+        found: Name and attempts of each group, the largest first; at least one.
+        out: Where to print.
+    """
     from astra_rl.evaluation.measures.diversity import effective_number
     from astra_rl.evaluation.show.escaping import shorten, terminal_text
     from astra_rl.evaluation.stats.percent import format_percent
 
-    sizes = [len(each.attempts) for each in revealed]
+    def example(attempt: Attempt) -> str:
+        turn = attempt.failing_turn
+        said = (attempt.failing_request, "" if turn is None else turn.response)
+        return " -> ".join(shorten(terminal_text(" ".join(text.split())), 60) for text in said)
+
+    sizes = [len(attempts) for _, attempts in found]
     effective = effective_number(sizes).estimate
-    out.line(f"\n{len(revealed)} different failures were found ({effective:.1f} effective):")
-    width = max(len(each.name) for each in revealed)
-    for each in revealed:
-        turn = each.attempts[0].failing_turn
-        said = () if turn is None else (turn.attack, turn.response)
-        example = " -> ".join(shorten(terminal_text(" ".join(text.split())), 60) for text in said)
-        share = format_percent(len(each.attempts) / sum(sizes))
-        out.line(f"{share:>6}  {terminal_text(each.name):<{width}}  {example}")
+    out.line(f"\n{len(found)} different failures were found ({effective:.1f} effective):")
+    width = max(len(name) for name, _ in found)
+    for name, attempts in found[:MOST_FAILURES]:
+        share = format_percent(len(attempts) / sum(sizes))
+        named = f"{terminal_text(name):<{width}}  " if width else ""
+        out.line(f"{share:>6}  {named}{example(attempts[0])}")
+    rest = sizes[MOST_FAILURES:]
+    if rest:
+        share = format_percent(sum(rest) / sum(sizes))
+        out.line(f"{share:>6}  {len(rest)} more, in the report")

@@ -12,10 +12,10 @@ from astra_rl.datasets.files import LoadedRows, Source
 from astra_rl.datasets.rows import Split
 from astra_rl.datasets.scenario import Scenario
 from astra_rl.datasets.scenario_files import (
-    PLANTED_SECRETS,
+    GENERATED,
     SourceSpec,
+    generated_scenario,
     load_scenario,
-    planted_secrets_scenario,
 )
 from astra_rl.datasets.splits import all_in_test, assign_splits
 from astra_rl.evaluation.records.turn import Opening
@@ -84,11 +84,12 @@ def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> 
 def _scenario(config: PromptsConfig, seed: int, *, undivided: bool) -> Scenario:
     if config.file is not None:
         return _from_files(config, config.file, undivided=undivided)
-    if config.scenario == PLANTED_SECRETS and not undivided:
-        return planted_secrets_scenario(
-            config.train, config.test, seed=derive_seed(seed, "openings")
+    name = config.scenario or ""
+    if name in GENERATED and not undivided:
+        return generated_scenario(
+            name, config.train, config.test, seed=derive_seed(seed, "openings")
         )
-    return load_scenario(config.scenario or "", undivided=undivided)
+    return load_scenario(name, undivided=undivided)
 
 
 def _from_files(config: PromptsConfig, file: str, *, undivided: bool) -> Scenario:

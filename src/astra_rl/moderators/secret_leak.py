@@ -105,7 +105,7 @@ class SecretLeakModerator(Moderator[str, str]):
         scores = [score for _, score in self._scores(text)]
         return max(scores) if scores else Score.missing("no secret known")
 
-    def revealed(self, text: str) -> tuple[str, ...]:
+    def failures(self, text: str) -> tuple[str, ...]:
         """Return which secrets are revealed in full, by the names of their facts.
 
         The name is without ``"secret "``, and ``"secret"`` if there is only one secret.

@@ -18,7 +18,7 @@ from astra_rl.rewards.combine import (
     sigmoid,
     threshold,
 )
-from astra_rl.rewards.known_kinds import KindNovelty, SecretNovelty
+from astra_rl.rewards.known_kinds import KindNovelty, NamedNovelty
 from astra_rl.rewards.likelihood import (
     KL,
     AttackNLL,
@@ -71,6 +71,7 @@ __all__ = [
     "Limit",
     "Mapped",
     "MinK",
+    "NamedNovelty",
     "NovelFailureReward",
     "Novelty",
     "OnTopic",
@@ -80,7 +81,6 @@ __all__ = [
     "Reward",
     "RewardPart",
     "RewardTerm",
-    "SecretNovelty",
     "SelfBLEU",
     "SeveralTargets",
     "SlotNLL",

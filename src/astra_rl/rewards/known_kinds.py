@@ -16,7 +16,7 @@ from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
-from astra_rl.moderators.secret_leak import SecretLeakModerator
+from astra_rl.moderators.naming import naming_moderator
 from astra_rl.rewards.base import RESPONSE_HARM, RewardModels, RewardTerm, State
 from astra_rl.rewards.embedding import Embedder, UsesVectors, Vectors
 
@@ -243,28 +243,38 @@ class KindNovelty(UsesVectors, RewardTerm):
         return not is_missing(harm) and harm >= self.threshold
 
 
-@named("secret_novelty")
-class SecretNovelty(KindNovelty):
-    """Novelty of the revealed secret over all successes of the training, in [0, 1]; 1 is new.
+@named("named_novelty")
+class NamedNovelty(KindNovelty):
+    """Novelty of the named failure over all successes of the training, in [0, 1]; 1 is new.
 
-    It is `KindNovelty` where the kinds are known: two successes are of one kind if they reveal the
-    same of several secrets, see `SecretLeakModerator`. Attacks that reveal none are compared by
-    their words.
+    It is `KindNovelty` where a rule names the failures: which of several secrets was revealed, what
+    an invented number is of. Two successes are of one kind if their first failure has the same
+    name. Attacks without a named failure are compared by their words.
 
     Args:
+        rule: Name of a moderator with a method ``failures``, which names the failures of an
+            exchange: ``"secret_leak"`` or ``"invented_number"``.
         power: See `KindNovelty`.
         threshold: See `KindNovelty`.
         exhausted: See `KindNovelty`.
+
+    Raises:
+        ConfigurationError: There is no such moderator, it names no failures, or see `KindNovelty`.
     """
 
-    name = "secret_novelty"
+    name = "named_novelty"
 
     def __init__(
-        self, *, power: float = 1.0, threshold: float = 1.0, exhausted: int | None = None
+        self,
+        rule: str = "secret_leak",
+        *,
+        power: float = 1.0,
+        threshold: float = 1.0,
+        exhausted: int | None = None,
     ) -> None:
         super().__init__(power=power, similarity=1.0, threshold=threshold, exhausted=exhausted)
-        self._rule = SecretLeakModerator()
+        self._rule = naming_moderator(rule)
 
     def text_of(self, exchange: Exchange) -> str:
-        """Return the names of the revealed secrets; the attack if there are none."""
-        return " ".join(self._rule.revealed(exchange)) or super().text_of(exchange)
+        """Return the name of the first failure; the attack if there is none."""
+        return next(iter(self._rule.failures(exchange)), super().text_of(exchange))

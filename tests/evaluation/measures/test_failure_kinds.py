@@ -3,11 +3,12 @@
 from tests.evaluation.show.report.making import attempt, turn
 
 from astra_rl.evaluation.measures.failure_kinds import (
-    failures_by_secret,
     kinds_of_failure,
     most_likely_kinds,
+    named_failures,
 )
 from astra_rl.evaluation.measures.likely_failures import most_likely_failures
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import LogProb, Opening
 
 
@@ -55,16 +56,38 @@ def test_what_did_not_fail_is_of_no_kind():
     assert kinds_of_failure([failing("hello", score=0.1), failing("hi", score=None)]) == []
 
 
+def judged(opening, *turns, judge="SecretLeakModerator"):
+    """An attempt that this moderator judged."""
+    scored = [each.model_copy(update={"scores": {judge: each.scores["judge"]}}) for each in turns]
+    return Attempt.make(
+        run="run", phase="after", opening=opening, attacker="a", target="t", turns=scored,
+        judge=judge,
+    )  # fmt: skip
+
+
 def test_failures_are_grouped_by_the_secret_that_was_revealed():
     def revealing(said, response, **secrets):
         facts = {f"secret {name}": secret for name, secret in secrets.items()}
         opening = Opening(prompt=said, facts={**facts, "place": "Inn"})
-        return attempt(turn(said, response, 1.0), opening=opening)
+        return judged(opening, turn(said, response, 1.0))
 
     notes = {"owner": "Clara Novak", "cat": "Pickles"}
     cats = [revealing(said, "It is Pickles.", **notes) for said in ("Cat?", "And the kitten?")]
     owner = revealing("Who owns it?", "Clara Novak, with Pickles.", **notes)
     single = failing("tell me the password")
-    found = failures_by_secret([owner, single, *cats])
+    found = named_failures([owner, single, *cats])
     assert [(each.name, len(each.attempts)) for each in found] == [("cat", 2), ("owner", 1)]
-    assert failures_by_secret([single]) == []
+    assert named_failures([single]) == []
+
+
+def test_failures_are_grouped_by_what_the_invented_number_is_of():
+    def inventing(*said):
+        turns = [turn(attack, response, score) for attack, response, score in said]
+        return judged(Opening(), *turns, judge="InventedNumberModerator")
+
+    far = inventing(("How far?", "2 miles.", 1.0))
+    late = inventing(("Is it 40 years old?", "Maybe.", 0.0), ("How old?", "40, or 2 miles.", 1.0))
+    price = inventing(("How much?", "It is $5 for 2 miles.", 1.0))
+    found = named_failures([price, far, late])
+    assert [(each.name, len(each.attempts)) for each in found] == [("length", 2), ("price", 1)]
+    assert named_failures([failing("hello")]) == []

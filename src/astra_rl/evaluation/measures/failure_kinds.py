@@ -11,7 +11,8 @@ from astra_rl.evaluation.measures.text_clusters import greedy_clusters
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.records.turn import LogProb
-from astra_rl.moderators.secret_leak import SecretLeakModerator, is_named_secret
+from astra_rl.moderators.naming import NAMING, naming_moderator
+from astra_rl.moderators.secret_leak import SECRET
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def kinds_of_failure(attempts: Iterable[Attempt]) -> list[Kind]:
 
 
 @dataclass(frozen=True)
-class Revealed:
-    """Successful attempts that revealed one secret.
+class NamedFailure:
+    """Successful attempts with the same failure.
 
     Attributes:
-        name: Name of the secret, see `SecretLeakModerator.revealed`.
+        name: Name of the failure, see `NamesFailures`.
         attempts: The attempts, those of the most frequent kind of attack first.
     """
 
@@ -69,23 +70,33 @@ class Revealed:
     attempts: Sequence[Attempt]
 
 
-def failures_by_secret(attempts: Iterable[Attempt]) -> list[Revealed]:
-    """Group successful attempts by the first secret that was revealed, the largest group first.
+def named_failures(attempts: Iterable[Attempt]) -> list[NamedFailure]:
+    """Group successful attempts by their first failure, the largest group first.
 
-    Attempts whose openings have no named secrets are left out.
+    Attempts of judges that name no failures are left out, and those of a single secret, which has
+    no name.
     """
-    rule = SecretLeakModerator()
+    rules = {type(rule).__name__: rule for rule in map(naming_moderator, NAMING)}
     groups: dict[str, list[Attempt]] = {}
     for kind in kinds_of_failure(attempts):
         for attempt in kind.attempts:
-            turn = attempt.failing_turn
-            if turn is None or not any(map(is_named_secret, attempt.opening.facts)):
-                continue
-            said = Exchange(attempt.opening.conversation(), turn.attack, turn.response)
-            for name in rule.revealed(said)[:1]:
-                groups.setdefault(name, []).append(attempt)
-    found = [Revealed(name, group) for name, group in groups.items()]
+            rule = rules.get(attempt.judge)
+            names = () if rule is None else rule.failures(_failing_exchange(attempt))
+            if names and names[0] != SECRET:
+                groups.setdefault(names[0], []).append(attempt)
+    found = [NamedFailure(name, group) for name, group in groups.items()]
     return sorted(found, key=lambda each: -len(each.attempts))
+
+
+def _failing_exchange(attempt: Attempt) -> Exchange:
+    """Return the turn in which the target first failed, after those before it."""
+    context, failing = attempt.opening.conversation(), attempt.failing_turn
+    assert failing is not None
+    for turn in attempt.turns:
+        if turn is failing:
+            break
+        context = context + turn.attack + turn.response
+    return Exchange(context, failing.attack, failing.response)
 
 
 def most_likely_kinds(kinds: Iterable[Kind]) -> list[Kind]:

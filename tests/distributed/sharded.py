@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from astra_rl import GRPO
 from astra_rl.core.moderator import Moderator
 from astra_rl.distributed.ranks import join
-from astra_rl.errors import AstraError
+from astra_rl.errors import AstraError, ProcessLostError
 from astra_rl.ext.transformers import HFASTConfiguration, HFASTProblem, HFASTTrainer
 from astra_rl.methods import ASTEnvironment
 from astra_rl.models.generation import Sampling
@@ -373,4 +373,29 @@ def computed_twice() -> str:
         return str(error)
     finally:
         optimizer.finish()
+    return ""
+
+
+def failing_gathering(rank: int, *, swallowed: bool, **options: Any) -> str:
+    """Train with a callback that asks for the state, which one process has no memory for."""
+    trainer = cases.trainer("grpo", **options, **SHARDED)
+
+    class Asks(TrainerCallback):
+        def on_step_end(self, trainer: Any, step: int, logs: Any) -> None:
+            try:
+                trainer.state_dict()
+            except ProcessLostError:
+                if not swallowed:
+                    raise
+
+    def fail(tensor: Any) -> None:
+        raise MemoryError("out of main memory")
+
+    trainer.callbacks.append(Asks())
+    if join().rank == rank:
+        trainer.optimizer._gathered_tensor = fail
+    try:
+        trainer.train()
+    except AstraError as error:
+        return f"{type(error).__name__}: {error}"
     return ""

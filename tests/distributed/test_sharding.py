@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.distributed import cases, sharded
-from tests.distributed.group import agreed
+from tests.distributed.group import Group, agreed
 
 from astra_rl import TrainingConfiguration
 from astra_rl.errors import ConfigurationError
@@ -178,6 +178,17 @@ def test_a_second_call_of_train_goes_on_with_the_shards(processes: Any) -> None:
 def test_a_state_that_every_process_asks_for_in_a_callback_is_refused(processes: Any) -> None:
     found = processes(2).run(sharded.asked_by_all)
     assert all("the training state is gathered in process 0" in each for each in found)
+
+
+@pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "swallowed by a callback"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_without_memory_for_a_state_ends_all(rank: int, swallowed: bool) -> None:
+    group = Group(2)
+    try:
+        found = group.run(sharded.failing_gathering, rank, swallowed=swallowed)
+    finally:
+        group.close()
+    assert all(each.startswith("ProcessLostError: ") for each in found), found
 
 
 def test_a_parameter_without_dimensions_is_refused(processes: Any) -> None:

@@ -63,6 +63,7 @@ class ShardedWeightOptimizer(MasterWeightOptimizer):
         self._given: dict[str, Any] | None = None
         self._is_shared = False
         self._answers: bool | None = None
+        self._is_lost = False
         super().__init__(parameters, factory)
         self._next = len(self.trained) - 1
 
@@ -169,6 +170,8 @@ class ShardedWeightOptimizer(MasterWeightOptimizer):
             yield
         finally:
             self._answers = None
+            if self._is_lost:  # whatever a callback made of the error
+                raise ProcessLostError("the training state could not be gathered.")
             if together and self.ranks.is_first:
                 self.ranks.share(False)
             while together and not self.ranks.is_first and self.ranks.share():
@@ -217,11 +220,22 @@ class ShardedWeightOptimizer(MasterWeightOptimizer):
         self._next -= 1
 
     def _gathered(self) -> dict[str, Any]:
-        """Return the whole state in the first process; tensors are None in the others."""
-        inner = _replaced(self.inner.state_dict(), self._gathered_tensor)
-        if not any(each.dtype in HALF_TYPES for each in self.trained):
-            return inner  # type: ignore[no-any-return]
-        return {"inner": inner, "masters": [self._gathered_tensor(each) for each in self.masters]}
+        """Return the whole state in the first process; tensors are None in the others.
+
+        Raises:
+            ProcessLostError: It cannot be done, so that the others wait until this process ends.
+        """
+        try:
+            inner = _replaced(self.inner.state_dict(), self._gathered_tensor)
+            if not any(each.dtype in HALF_TYPES for each in self.trained):
+                return inner  # type: ignore[no-any-return]
+            masters = [self._gathered_tensor(each) for each in self.masters]
+        except Exception as error:
+            self._is_lost = True
+            raise ProcessLostError(
+                f"gathering the training state failed: {first_line(error)}"
+            ) from error
+        return {"inner": inner, "masters": masters}
 
     def _gathered_tensor(self, tensor: Any) -> Tensor | None:
         """Return a whole tensor in the first process, by way of main memory, not of the GPU's."""

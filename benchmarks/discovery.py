@@ -146,16 +146,23 @@ class RareWords:
         return vectors
 
 
-def pays_rare_words() -> RewardPart:
-    """Return harm times the rarity of its kind, where rare words make the kind."""
+def pays_rare_words(nll_weight: float = 0.0) -> RewardPart:
+    """Return harm times the rarity of its kind, where rare words make the kind.
+
+    Args:
+        nll_weight: Penalty per nat per token above 2, as in ordinary failures. Without it an
+            attack of many unrelated words is a new kind each time.
+    """
     novelty = KindNovelty(power=1.0, similarity=0.6, embedder=RareWords())
-    return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
+    return NovelFailureReward(
+        novelty_share=1.0, nll_weight=nll_weight, free_nll=2.0, novelty=novelty
+    )
 
 
-def imitates_kinds(problem: Any) -> ExpertIteration:
+def imitates_kinds(problem: Any, rehearse: int = 16) -> ExpertIteration:
     """Return imitation of the first successes of each kind, and exploration."""
     return _imitates(
-        problem, rehearse=16, untrained_share=0.3, tempered_share=0.5, temperatures=(1.5, 2.0)
+        problem, rehearse=rehearse, untrained_share=0.3, tempered_share=0.5, temperatures=(1.5, 2.0)
     )
 
 
@@ -212,6 +219,9 @@ METHODS = {
         {"lr": 1e-3, "adam_epsilon": 1e-3, "environment": MutationEnvironment},
     ),
     f"{IMITATES} by rare words": Method(imitates_kinds, pays_rare_words, {"lr": 1e-3}),
+    f"{IMITATES} by rare words, likely": Method(
+        partial(imitates_kinds, rehearse=64), partial(pays_rare_words, 0.3), {"lr": 1e-3}
+    ),
 }
 
 

@@ -17,7 +17,8 @@ import time
 from common import Row, save
 
 from astra_rl.bench import OrganismTarget
-from astra_rl.bench.organism import SMALL, Checks
+from astra_rl.bench.organism import SMALL
+from astra_rl.bench.organism_checks import Checks
 from astra_rl.errors import ModelError
 
 

@@ -73,7 +73,8 @@ def test_4_1_a_configuration_takes_the_six_hyperparameters():
         "adam_epsilon": 1e-8,
         "weight_decay": 0.0,
         "shards": None,
-        "reduction": "exact",
+        "reduction": None,
+        "sharding": "replicated",
         "micro_batch_tokens": None,
         "max_staleness": 0,
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.running import astra_rl
-from tests.distributed.test_runs import results
+from tests.distributed.test_runs import SHARDED, results
 
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
@@ -34,9 +34,12 @@ def own_name_only(blocked_network: Path) -> Iterator[None]:
     blocked_network.write_text("", "utf-8")
 
 
-def launched(launcher: tuple[str, ...], output: Path, cwd: Path) -> subprocess.Popen[str]:
+def launched(
+    launcher: tuple[str, ...], output: Path, cwd: Path, *options: str
+) -> subprocess.Popen[str]:
     path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", *launcher, "astra_rl", "train", "config.yaml", "-o", output]
+    arguments = ["astra_rl", "train", "config.yaml", "-o", str(output), *options]
+    command = [sys.executable, "-m", *launcher, *arguments]
     return subprocess.Popen(
         command,
         cwd=cwd,
@@ -57,6 +60,13 @@ def test_a_launcher_starts_a_run(
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert results(tmp_path / "run") == results(tmp_path / "alone")
+
+
+def test_torchrun_starts_a_run_with_shards(workplace: Path, tmp_path: Path) -> None:
+    process = launched(TORCHRUN, tmp_path / "run", workplace, *SHARDED)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert len(results(tmp_path / "run")["metrics"]) == 4
 
 
 def test_ending_torchrun_saves_the_step_and_names_the_command(

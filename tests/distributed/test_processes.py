@@ -93,7 +93,7 @@ def test_a_training_of_several_processes_has_no_best_attacker_to_load(
 
 
 def test_the_settings_are_refused_by_name() -> None:
-    for name, value in (("shards", 0), ("shards", 1.5), ("reduction", "any")):
+    for name, value in (("shards", 0), ("shards", 1.5), ("reduction", "any"), ("sharding", 2)):
         text = yaml.safe_dump({"training": {name: value}})
         with pytest.raises((ConfigurationError, ValueError), match=name):
             config(**yaml.safe_load(text))

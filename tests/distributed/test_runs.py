@@ -64,14 +64,20 @@ def test_a_run_of_two_processes_has_one_folder_equal_to_that_of_one(
 
 
 def happening(
-    workplace: Path, output: str, size: int, *event: Any, monkeypatch: pytest.MonkeyPatch
+    workplace: Path,
+    output: str,
+    size: int,
+    *event: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: tuple[str, ...] = (),
 ) -> list[Done | None]:
     """Train with processes of their own, to one of which something happens."""
     monkeypatch.chdir(workplace)
     fatal.plan(*event)
     group = Group(size)
     try:
-        return group.run(astra_rl, "train", "config.yaml", "-o", output, cwd=workplace)
+        arguments = ("train", "config.yaml", "-o", output, *settings)
+        return group.run(astra_rl, *arguments, cwd=workplace)
     finally:
         group.close()
         fatal.PLAN.unlink()
@@ -122,6 +128,62 @@ def test_a_killed_process_ends_all_and_any_number_resumes(
         ended = started(processes(resumed_on), "resume", output, cwd=workplace)
     assert [each.returncode for each in ended] == [0] * resumed_on, ended
     assert results(Path(output)) == alone
+
+
+SHARDED = ("--set", "training.sharding=fsdp", "--set", "attacker.lora=null")
+
+
+@pytest.fixture(scope="module")
+def sharded(workplace: Path, processes: Any) -> dict[str, Any]:
+    """The results of full fine-tuning with shards in two processes."""
+    arguments = ("train", "config.yaml", "-o", "sharded", *SHARDED)
+    first, second = started(processes(2), *arguments, cwd=workplace)
+    assert first.returncode == 0, first.stderr
+    assert second == Done(0, "", "")
+    return results(workplace / "sharded")
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "rank", "resumed_on"),
+    [
+        ("learn", 2, 1, 2),
+        ("save", 2, 0, 3),
+        *(
+            pytest.param(place, count, rank, resumed_on, marks=pytest.mark.exhaustive)
+            for place, count, rank in MOMENTS
+            for resumed_on in (1, 2, 4)
+        ),
+    ],
+)
+def test_a_run_with_shards_resumes_after_a_kill(
+    place: str,
+    count: int,
+    rank: int,
+    resumed_on: int,
+    workplace: Path,
+    tmp_path: Path,
+    sharded: dict[str, Any],
+    processes: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, event = str(tmp_path / "killed"), (place, rank, "kill", count)
+    options = {"monkeypatch": monkeypatch, "settings": SHARDED}
+    begun = time.monotonic()
+    done = happening(workplace, output, 2, *event, **options)  # type: ignore[arg-type]
+    assert time.monotonic() - begun < 60  # the machine may be busy
+    assert done[rank] is None
+    (survivor,) = [each for each in done if each is not None]
+    assert survivor.returncode == 130
+    assert f"Continue with: astra-rl resume {output}" in survivor.stderr
+    if resumed_on == 1:
+        ended = [astra_rl("resume", output, cwd=workplace)]
+    else:
+        ended = started(processes(resumed_on), "resume", output, cwd=workplace)
+    assert [each.returncode for each in ended] == [0] * resumed_on, ended
+    found = results(Path(output))
+    if resumed_on == 2:
+        assert found == sharded  # to the last bit
+    assert len(found["metrics"]) == len(sharded["metrics"])
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.exhaustive), 1])

@@ -85,7 +85,13 @@ def _small(tokens: Sequence[str], seed: int, *, chat_template: str | None = None
 
 
 def fit(
-    model: Any, losses: Iterator[Callable[[], Tensor]], *, steps: int, lr: float, log: str
+    model: Any,
+    losses: Iterator[Callable[[], Tensor]],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float = 0.0,
+    log: str,
 ) -> None:
     """Train the weights that require a gradient with AdamW: warm-up, then linear decay.
 
@@ -94,10 +100,11 @@ def fit(
         losses: Computes the loss of a batch, batch by batch.
         steps: Number of batches.
         lr: Highest learning rate.
+        weight_decay: Weight decay of AdamW.
         log: What is trained, for the log.
     """
     weights = [each for each in model.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
     model.train()
     for step in range(steps):
         scale = min(1.0, (step + 1) / _PATIENCE) * (1 - step / steps)

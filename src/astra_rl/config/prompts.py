@@ -84,11 +84,12 @@ def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> 
 def _scenario(config: PromptsConfig, seed: int, *, undivided: bool) -> Scenario:
     if config.file is not None:
         return _from_files(config, config.file, undivided=undivided)
-    if config.scenario in GENERATED and not undivided:
+    name = config.scenario or ""
+    if name in GENERATED and not undivided:
         return generated_scenario(
-            config.scenario, config.train, config.test, seed=derive_seed(seed, "openings")
+            name, config.train, config.test, seed=derive_seed(seed, "openings")
         )
-    return load_scenario(config.scenario or "", undivided=undivided)
+    return load_scenario(name, undivided=undivided)
 
 
 def _from_files(config: PromptsConfig, file: str, *, undivided: bool) -> Scenario:

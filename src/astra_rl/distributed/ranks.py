@@ -54,10 +54,12 @@ class Ranks:
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
+        shared_devices: Whether several processes share a GPU, so that NCCL cannot be used.
     """
 
     rank: int = 0
     size: int = 1
+    shared_devices: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -119,7 +121,19 @@ class Ranks:
             if failure is not None:
                 raise failure
             return
-        found = self.gather_json(None if failure is None else pack_error(failure))
+        self.raise_first(
+            self.gather_json(None if failure is None else pack_error(failure)), failure
+        )
+
+    def raise_first(
+        self, found: Sequence[dict[str, Any] | None], failure: Exception | None
+    ) -> None:
+        """Raise the first of the packed exceptions of all processes; the same in each.
+
+        Args:
+            found: See `pack_error`; None of a process without an exception.
+            failure: The exception of this process.
+        """
         for rank, packed in enumerate(found):
             if packed is None:
                 continue
@@ -153,7 +167,7 @@ class ProcessGroup(Ranks):
 
         self.rank, self.size = rank, size
         self._control: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
-        self._over_host = shared_devices
+        self.shared_devices = shared_devices
 
     def gather(self, data: bytes) -> list[bytes]:
         """See `Ranks.gather`."""
@@ -162,7 +176,7 @@ class ProcessGroup(Ranks):
 
         length = torch.tensor([len(data)])
         lengths = [torch.empty_like(length) for _ in range(self.size)]
-        with _noticing_loss():
+        with noticing_loss():
             distributed.all_gather(lengths, length, group=self._control)
             found = [torch.empty(int(each), dtype=torch.uint8) for each in lengths]
             if data:
@@ -176,28 +190,28 @@ class ProcessGroup(Ranks):
         """See `Ranks.broadcast`."""
         from torch import distributed
 
-        with self._carried(tensor) as carried, _noticing_loss():
+        with self._carried(tensor) as carried, noticing_loss():
             distributed.broadcast(carried, source, group=self._group(carried))
 
     def send(self, tensor: Tensor, to: int) -> None:
         """See `Ranks.send`."""
         from torch import distributed
 
-        with self._carried(tensor) as carried, _noticing_loss():
+        with self._carried(tensor) as carried, noticing_loss():
             distributed.send(carried, to, group=self._group(carried))
 
     def receive(self, tensor: Tensor, source: int) -> None:
         """See `Ranks.receive`."""
         from torch import distributed
 
-        with self._carried(tensor) as carried, _noticing_loss():
+        with self._carried(tensor) as carried, noticing_loss():
             distributed.recv(carried, source, group=self._group(carried))
 
     def add(self, tensor: Tensor) -> None:
         """See `Ranks.add`."""
         from torch import distributed
 
-        with self._carried(tensor) as carried, _noticing_loss():
+        with self._carried(tensor) as carried, noticing_loss():
             distributed.all_reduce(carried, group=self._group(carried))
 
     def leave(self) -> None:
@@ -215,7 +229,7 @@ class ProcessGroup(Ranks):
     def _carried(self, tensor: Tensor) -> Iterator[Tensor]:
         """Yield a contiguous tensor that the process group can send, and copy it back."""
         carried = tensor.detach()
-        if self._over_host:
+        if self.shared_devices:
             carried = carried.cpu()
         carried = carried.contiguous()
         yield carried
@@ -224,7 +238,7 @@ class ProcessGroup(Ranks):
 
 
 @contextlib.contextmanager
-def _noticing_loss() -> Iterator[None]:
+def noticing_loss() -> Iterator[None]:
     """Turn the errors of a broken connection into `ProcessLostError`."""
     try:
         yield

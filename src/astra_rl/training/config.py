@@ -30,6 +30,8 @@ SchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 """Learning-rate schedules of transformers by the names that it and TRL give them."""
 Reduction = Literal["exact", "fast"]
 """How the gradients of several processes are added."""
+Sharding = Literal["replicated", "fsdp"]
+"""Where several processes keep float32 weights, gradients and optimizer states."""
 ADAM = ("adam", "adamw")
 """Optimizers that have `adam_beta1`, `adam_beta2` and `adam_epsilon`."""
 
@@ -61,7 +63,10 @@ class UpdateSettings:
             processes.
         reduction: How the gradients of the parts are added: ``"exact"`` in a fixed order, so that
             the weights do not depend on the number of processes, to the last bit; ``"fast"`` in the
-            order that the network makes fastest.
+            order that the network makes fastest; null: ``"exact"``, with shards ``"fast"``.
+        sharding: Where several processes keep float32 weights, gradients and optimizer states:
+            ``"replicated"`` all of them in each; ``"fsdp"`` a shard in each, for full fine-tuning
+            of large models.
         max_staleness: Training steps by which the weights that sample an experience are older than
             those that learn from it; above 0 it is played while an earlier one is learned from,
             which needs an inference engine for the attacker and ``old_logprobs: corrected``. See
@@ -84,14 +89,22 @@ class UpdateSettings:
     max_nonfinite_losses: Count = 3
     max_unscored_steps: Count = 5
     shards: Count | None = None
-    reduction: Reduction = "exact"
+    reduction: Reduction | None = None
+    sharding: Sharding = "replicated"
     max_staleness: CountOrZero = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.reduction not in get_args(Reduction):
+        for setting, value, known in (
+            ("reduction", self.reduction or "exact", get_args(Reduction)),
+            ("sharding", self.sharding, get_args(Sharding)),
+        ):
+            if value not in known:
+                raise ConfigurationError(f"{setting}={value!r}; choose from {list(known)}.")
+        if self.sharding == "fsdp" and self.reduction == "exact":
             raise ConfigurationError(
-                f"reduction={self.reduction!r}; choose from {list(get_args(Reduction))}."
+                "sharding: fsdp and reduction: exact given; shards of gradients are added in the "
+                "order of the network. Leave reduction out, or use sharding: replicated."
             )
         name = self.optimizer
         if not isinstance(name, str) or not (name in OPTIMIZERS or is_path(name)):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
@@ -18,8 +19,11 @@ from astra_rl.core.row_scoring import ScoreRows, scoring_by
 from astra_rl.distributed.environment import DividedEnvironment
 from astra_rl.distributed.parts import owner, spans
 from astra_rl.distributed.ranks import Ranks
+from astra_rl.errors import ConfigurationError
 from astra_rl.training.config import TrainingConfiguration
-from astra_rl.training.gradients import DividedGradients, Gradients, LossOf
+from astra_rl.training.gradients import DividedGradients, Gradients, LossOf, ShardedGradients
+from astra_rl.training.precision import build_optimizer, optimizer_factory
+from astra_rl.training.sharding import ShardedWeightOptimizer
 
 
 class Division:
@@ -51,6 +55,20 @@ class Division:
     ) -> Gradients[Any]:
         """Return what computes the gradient of an optimizer step."""
         return Gradients(algorithm, loss_of, optimizer, max_tokens=self.max_tokens)
+
+    def optimizer(
+        self, parameters: Sequence[Parameter], kind: type[Optimizer], **options: Any
+    ) -> Optimizer:
+        """Return the optimizer of the trained parameters; see `build_optimizer`."""
+        return build_optimizer(kind, parameters, **options)
+
+    def answering(self, together: bool = True) -> AbstractContextManager[None]:
+        """Return a context in which the first process alone may ask for the training state.
+
+        Args:
+            together: Whether all processes open and close it; if not, the first may not.
+        """
+        return contextlib.nullcontext()
 
 
 class InParts(Division):
@@ -138,6 +156,60 @@ class InParts(Division):
         return pad_sequence([row for each in found for row in each], batch_first=True)
 
 
+class Sharded(InParts):
+    """A step in parts, with the weights to be updated in shards; see `ShardedWeightOptimizer`.
+
+    Args:
+        environment: Plays the episodes of a part.
+        ranks: The processes, more than one.
+        parts: Number of parts.
+        max_tokens: See `Division`.
+    """
+
+    def __init__(
+        self,
+        environment: Environment[Any, Any],
+        ranks: Ranks,
+        parts: int,
+        *,
+        max_tokens: int | None = None,
+    ) -> None:
+        super().__init__(environment, ranks, parts, exact=False, max_tokens=max_tokens)
+        if ranks.shared_devices:
+            raise ConfigurationError(
+                f"sharding: fsdp needs a GPU for each of the {ranks.size} processes, and some "
+                "share one. Start one process per GPU, or use sharding: replicated."
+            )
+
+    def gradients(
+        self,
+        algorithm: Algorithm[Any, Any, Any, Any],
+        loss_of: LossOf[Any],
+        optimizer: Optimizer,
+    ) -> Gradients[Any]:
+        """See `Division.gradients`."""
+        return ShardedGradients(
+            algorithm,
+            loss_of,
+            self._shards,
+            ranks=self.ranks,
+            parts=self.parts,
+            max_tokens=self.max_tokens,
+        )
+
+    def optimizer(
+        self, parameters: Sequence[Parameter], kind: type[Optimizer], **options: Any
+    ) -> Optimizer:
+        """See `Division.optimizer`."""
+        factory = optimizer_factory(kind, **options)
+        self._shards = ShardedWeightOptimizer(parameters, factory, self.ranks)
+        return self._shards
+
+    def answering(self, together: bool = True) -> AbstractContextManager[None]:
+        """See `Division.answering`."""
+        return self._shards.answering(together)
+
+
 def _bytes_of(tensors: Sequence[Tensor]) -> bytes:
     if not tensors:
         return b""
@@ -159,10 +231,12 @@ def divide(
     parts = config.shards or ranks.size
     if parts == 1 and ranks.size == 1:
         return Division(max_tokens=config.micro_batch_tokens)
+    if config.sharding == "fsdp" and ranks.size > 1:
+        return Sharded(environment, ranks, parts, max_tokens=config.micro_batch_tokens)
     return InParts(
         environment,
         ranks,
         parts,
-        exact=config.reduction == "exact",
+        exact=config.reduction != "fast",
         max_tokens=config.micro_batch_tokens,
     )

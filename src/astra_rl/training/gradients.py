@@ -17,10 +17,11 @@ from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
 from astra_rl.core.token_limit import TooManyTokens, at_most_tokens
 from astra_rl.core.turns import give_way
 from astra_rl.distributed.parts import owner
-from astra_rl.distributed.ranks import Ranks
+from astra_rl.distributed.ranks import Ranks, is_raised_by_all, noticing_loss, pack_error
 from astra_rl.distributed.tree_sum import TreeSum
-from astra_rl.errors import OutOfMemoryError
+from astra_rl.errors import OutOfMemoryError, ProcessLostError
 from astra_rl.logging import logger
+from astra_rl.training.sharding import ShardedWeightOptimizer
 
 LossOf = Callable[[BatchT], tuple[Tensor, Metrics]]
 """Returns the loss of a batch and metrics, see `Algorithm.step`."""
@@ -83,28 +84,52 @@ class Gradients(Generic[BatchT]):
         while True:
             self.optimizer.zero_grad()
             done: list[list[Piece]] = []
+            failure, halves = None, None
             try:
                 for index, batch in pieces:
                     done.append(self._add_in_parts(index, batch, total))
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                index, batch = pieces[len(done)]
-                halves = self.algorithm.halves(batch)
-                if halves is None:
-                    raise OutOfMemoryError(
-                        "out of memory in an update, with a batch that cannot be split further. "
-                        "Use a smaller model or dtype, a LoRA adapter, or shorter conversations."
-                    ) from error
-            else:
+                failure = error
+                if is_out_of_memory(error) and not is_raised_by_all(error):
+                    failure, halves = self._without_memory(pieces[len(done)][1], error)
+            if not self._starts_again(failure, is_split=halves is not None):
                 return [piece for parts in done for piece in parts]
-            pieces[len(done) : len(done) + 1] = [(index, half) for half in halves]
-            release_memory()
-            logger.warning("out of memory in an update: retrying with half of the batch at a time")
+            if halves is not None:
+                index, _ = pieces[len(done)]
+                pieces[len(done) : len(done) + 1] = [(index, half) for half in halves]
+                release_memory()
+                logger.warning(
+                    "out of memory in an update: retrying with half of the batch at a time"
+                )
+
+    def clip(self, limit: float | None) -> float:
+        """Clip the norm of the gradients, None does not; return the norm before."""
+        parameters, limit = self.parameters(), math.inf if limit is None else limit
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def parameters(self) -> list[Tensor]:
         """Return the tensors that the optimizer updates."""
         return [each for group in self.optimizer.param_groups for each in group["params"]]
+
+    def _without_memory(
+        self, batch: BatchT, error: Exception
+    ) -> tuple[Exception | None, Sequence[BatchT] | None]:
+        """Return the halves of a batch that ran out of memory; the error if it has none."""
+        halves = self.algorithm.halves(batch)
+        if halves is not None:
+            return None, halves
+        failure = OutOfMemoryError(
+            "out of memory in an update, with a batch that cannot be split further. "
+            "Use a smaller model or dtype, a LoRA adapter, or shorter conversations."
+        )
+        failure.__cause__ = error
+        return failure, None
+
+    def _starts_again(self, failure: Exception | None, *, is_split: bool) -> bool:
+        """Raise a failure; return whether a batch was split, so that all are started again."""
+        if failure is not None:
+            raise failure
+        return is_split
 
     def _add_in_parts(self, index: int, batch: BatchT, total: float) -> list[Piece]:
         """Add the gradient of a batch, in halves of halves while they have too many tokens."""
@@ -123,9 +148,12 @@ class Gradients(Generic[BatchT]):
         loss, logs = self.loss_of(batch)
         check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
         finite = bool(torch.isfinite(loss.detach()))
-        (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
+        self._backward(loss * (weight / total))
         give_way()
         return Piece(index, weight, finite, dict(logs or {}))
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 class DividedGradients(Gradients[BatchT]):
@@ -182,8 +210,12 @@ class DividedGradients(Gradients[BatchT]):
         else:
             self.ranks.add(local)
             self._set(local)
+        return self._logs(pieces, len(group))
+
+    def _logs(self, pieces: Sequence[Piece], count: int) -> tuple[list[Metrics], bool]:
+        """Return what `compute` does, of the batches of all processes."""
         every = [Piece(*each) for part in self.ranks.gather_json(pieces) for each in part]
-        return logs_by_batch(every, len(group)), all(piece.finite for piece in every)
+        return logs_by_batch(every, count), all(piece.finite for piece in every)
 
     def _mine(self, count: int) -> list[int]:
         size, rank = self.ranks.size, self.ranks.rank
@@ -222,6 +254,101 @@ class DividedGradients(Gradients[BatchT]):
         for parameter, column, count in zip(parameters, columns, flags.tolist(), strict=True):
             gradient = column.view_as(parameter).to(parameter.dtype)
             parameter.grad = gradient if count else None
+
+
+class ShardedGradients(DividedGradients[BatchT]):
+    """Computes the gradient of an optimizer step into the shards of all processes.
+
+    The processes meet before each backward pass, and add up its gradients during it. One that has
+    no further pass takes part with zeros, and so does one that fails in its pass; the failure is
+    told at the next meeting. Thus no process waits for another in vain: if one runs out of memory
+    all start again, and any other error of one is raised in all.
+
+    Args:
+        algorithm: See `Gradients`.
+        loss_of: See `Gradients`.
+        optimizer: Its shards get the gradient.
+        ranks: The processes.
+        parts: See `DividedGradients`.
+        max_tokens: See `Gradients`.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm[Any, Any, Any, BatchT],
+        loss_of: LossOf[BatchT],
+        optimizer: ShardedWeightOptimizer,
+        *,
+        ranks: Ranks,
+        parts: int,
+        max_tokens: int | None = None,
+    ) -> None:
+        super().__init__(
+            algorithm,
+            loss_of,
+            optimizer,
+            ranks=ranks,
+            parts=parts,
+            exact=False,
+            max_tokens=max_tokens,
+        )
+        self.shards = optimizer
+
+    def compute(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
+        """See `Gradients.compute`; the logs are the same in every process."""
+        leaves = list(self._leaves(group))
+        mine = [leaves[leaf] for leaf in self._mine(len(leaves))]
+        pieces = self.accumulate(mine, self.total(group))
+        self.shards.settle()
+        return self._logs(pieces, len(group))
+
+    def clip(self, limit: float | None) -> float:
+        """See `Gradients.clip`; the norm is that of all shards."""
+        parameters, limit = self.parameters(), math.inf if limit is None else limit
+        with noticing_loss():
+            norm: Any = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._meet({"pass": True}).again:
+            raise _StartAgain
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            self.shards.finish()
+
+    def _starts_again(self, failure: Exception | None, *, is_split: bool) -> bool:
+        """Take part in the passes of the others; see `Gradients._starts_again`."""
+        if isinstance(failure, ProcessLostError) or (failure and is_raised_by_all(failure)):
+            raise failure
+        if isinstance(failure, _StartAgain):
+            return True
+        told = {"again": is_split, "error": None if failure is None else pack_error(failure)}
+        while True:
+            met = self._meet(told, failure)
+            if met.again or not met.passes:
+                return met.again
+            self.shards.finish()
+
+    def _meet(self, told: dict[str, Any], failure: Exception | None = None) -> _Meeting:
+        """Tell the others what this process does next, and raise an error of any."""
+        every = self.ranks.gather_json(told)
+        self.ranks.raise_first([each.get("error") for each in every], failure)
+        return _Meeting(
+            passes=any(each.get("pass") for each in every),
+            again=any(each.get("again") for each in every),
+        )
+
+
+class _Meeting(NamedTuple):
+    """Whether any process has a backward pass, and whether one has to start again."""
+
+    passes: bool
+    again: bool
+
+
+class _StartAgain(Exception):
+    """Another process ran out of memory, so that all start again."""
 
 
 def logs_by_batch(pieces: Sequence[Piece], count: int) -> list[Metrics]:

@@ -53,5 +53,11 @@ def state_bytes(optimizer: Optimizer, weights: list[torch.Tensor]) -> int:
     """
     inner = getattr(optimizer, "inner", optimizer)  # of half-precision weights
     kept = next((n for kind, n in VALUES_PER_WEIGHT.items() if isinstance(inner, kind)), 2)
-    gradients = sum(each.nbytes for each in weights if each.grad is None)
-    return gradients + kept * sum(each.nbytes for each in weights if each not in optimizer.state)
+    gradients = sum(_bytes(each) for each in weights if each.grad is None)
+    return gradients + kept * sum(_bytes(each) for each in weights if each not in optimizer.state)
+
+
+def _bytes(tensor: Any) -> int:
+    """Return the memory of a tensor in this process, in bytes: of a shard, if it is divided."""
+    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.nbytes

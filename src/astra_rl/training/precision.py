@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+import weakref
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from astra_rl.errors import TrainingError
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
+
+
+_RECEIVERS: MutableMapping[Parameter, weakref.ref[MasterWeightOptimizer]] = WeakIdKeyDictionary()
+"""The optimizer that gets the gradient of a parameter, see `MasterWeightOptimizer`."""
 
 
 class MasterWeightOptimizer(Optimizer):
@@ -20,7 +27,8 @@ class MasterWeightOptimizer(Optimizer):
 
     bfloat16 has 8 significant bits: a typical update is smaller than the last one and would be
     lost. Gradients are moved to the copies as soon as they are computed, so they accumulate in
-    float32.
+    float32. Of several such optimizers of a parameter the one that was built, or whose gradients
+    were reset, last receives its gradient.
 
     Args:
         parameters: Trainable parameters of any floating dtype.
@@ -31,14 +39,16 @@ class MasterWeightOptimizer(Optimizer):
         self, parameters: Iterable[Parameter], factory: Callable[[list[Tensor]], Optimizer]
     ) -> None:
         self.trained = list(parameters)
-        self.masters = [_master(parameter) for parameter in self.trained]
+        self.masters = self._copies()
         self.inner = factory(self.masters)
-        self._hooks = [
-            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                _grad_mover(master)
+        for place, parameter in enumerate(self.trained):
+            # Parameters outlive an optimizer, so they must not keep it, and its copies, alive.
+            hook = functools.partial(_hand_over, weakref.ref(self), place)
+            handle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                hook
             )
-            for parameter, master in zip(self.trained, self.masters, strict=True)
-        ]
+            weakref.finalize(self, handle.remove)
+        self._receive()
         # Learning-rate schedulers and gradient clipping work on the copies through these.
         super().__init__(self.masters, self.inner.defaults)
         self.param_groups = self.inner.param_groups
@@ -52,8 +62,9 @@ class MasterWeightOptimizer(Optimizer):
             parameter.copy_(master)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients."""
+        """Reset all gradients, and receive those that are computed from now on."""
         self.inner.zero_grad(set_to_none)
+        self._receive()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state and the copies."""
@@ -70,20 +81,31 @@ class MasterWeightOptimizer(Optimizer):
             master.copy_(saved)
             parameter.copy_(master)
 
+    def _copies(self) -> list[Tensor]:
+        """Return the float32 copies of the parameters."""
+        return [each.detach().float().clone().requires_grad_(True) for each in self.trained]
 
-def _master(parameter: Parameter) -> Tensor:
-    return parameter.detach().float().clone().requires_grad_(True)
+    def _receive(self) -> None:
+        """Receive the gradients that are computed from now on."""
+        for parameter in self.trained:
+            _RECEIVERS[parameter] = weakref.ref(self)
 
-
-def _grad_mover(master: Tensor) -> Callable[[Tensor], None]:
-    def move(parameter: Tensor) -> None:
+    def _take(self, place: int, parameter: Tensor) -> None:
+        """Move the gradient of the parameter at a place to its copy."""
         if parameter.grad is None:
             return
-        grad = parameter.grad.float()
+        grad, master = parameter.grad.float(), self.masters[place]
         master.grad = grad if master.grad is None else master.grad + grad
         parameter.grad = None
 
-    return move
+
+def _hand_over(
+    optimizer: weakref.ref[MasterWeightOptimizer], place: int, parameter: Parameter
+) -> None:
+    """Give an optimizer the gradient of a parameter, unless another one receives it."""
+    receiver = optimizer()
+    if receiver is not None and _RECEIVERS[parameter]() is receiver:
+        receiver._take(place, parameter)
 
 
 def build_optimizer(
@@ -98,14 +120,21 @@ def build_optimizer(
         options: Further arguments of `kind`. Without ``weight_decay`` there is none.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    options = {"weight_decay": 0.0} | options
-
-    def factory(tensors: list[Any]) -> Optimizer:
-        return kind(tensors, lr=lr, **options)  # type: ignore[call-arg]
-
+    factory = optimizer_factory(kind, lr, **options)
     if any(parameter.dtype in HALF_TYPES for parameter in trained):
         return MasterWeightOptimizer(trained, factory)
     return factory(trained)
+
+
+def optimizer_factory(
+    kind: type[Optimizer], lr: float, **options: Any
+) -> Callable[[list[Any]], Optimizer]:
+    """Return what builds the optimizer of some tensors; for the arguments see `build_optimizer`."""
+
+    def factory(tensors: list[Any]) -> Optimizer:
+        return kind(tensors, lr=lr, **{"weight_decay": 0.0} | options)  # type: ignore[call-arg]
+
+    return factory
 
 
 _OF_IMPLEMENTATION = frozenset(

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.environment import Environment
 from astra_rl.distributed.ranks import Ranks, raised_by_all
 from astra_rl.errors import ReplicaError
+from astra_rl.training.sharding import ShardedWeightOptimizer
 from astra_rl.training.states import pack, unpack
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -35,6 +37,16 @@ class Replica(Protocol):
     @property
     def environment(self) -> Environment[Any, Any]:
         """The environment."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the trained weights."""
+
+    def controller_state(self) -> dict[str, Any]:
+        """Return what `state_dict` does, without weights and the state of the optimizer."""
+
+    def load_controller_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `controller_state` returned."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the remaining training depends on."""
@@ -67,11 +79,15 @@ def share_state(ranks: Ranks, replica: Replica) -> None:
                     f"{len(shapes[0])} of process 0. Build the same models in every process."
                 )
             )
+    give, take = replica.state_dict, replica.load_state_dict
+    if isinstance(replica.optimizer, ShardedWeightOptimizer):
+        replica.optimizer.share()
+        give, take = replica.controller_state, replica.load_controller_state
     tensors: dict[str, Tensor] = {}
     packed = None
     with ranks.together():
         if ranks.is_first:
-            packed = pack(replica.state_dict(), tensors, seal=str)
+            packed = pack(give(), tensors, seal=str)
     kinds = {name: [list(t.shape), _name_of(t.dtype)] for name, t in tensors.items()}
     packed, kinds = ranks.share([packed, kinds])
     for name, (shape, dtype) in kinds.items():
@@ -80,7 +96,7 @@ def share_state(ranks: Ranks, replica: Replica) -> None:
         ranks.broadcast(tensors[name])
     with ranks.together():
         if not ranks.is_first:
-            replica.load_state_dict(unpack(packed, tensors))
+            take(unpack(packed, tensors))
 
 
 def check_replicas(ranks: Ranks, replica: Replica) -> None:

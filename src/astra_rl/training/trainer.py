@@ -17,7 +17,7 @@ from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.out_of_memory import is_out_of_memory
 from astra_rl.core.seeding import derive_seed, fresh_seed, generator_states, restore_generators
-from astra_rl.distributed.ranks import join, raised_by_all
+from astra_rl.distributed.ranks import is_raised_by_all, join, raised_by_all
 from astra_rl.errors import (
     AstraError,
     BudgetSpentError,
@@ -34,7 +34,7 @@ from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.division import divide
 from astra_rl.training.harness import Harness
 from astra_rl.training.memory_warning import warn_if_short_of_memory
-from astra_rl.training.precision import build_optimizer, load_optimizer_state
+from astra_rl.training.precision import load_optimizer_state
 from astra_rl.training.replicas import check_replicas, share_state
 
 __all__ = ["Trainer", "TrainingConfiguration"]
@@ -98,7 +98,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                     "TrainerCallback."
                 )
         self._check_loop()
-        division = divide(config, environment, self.ranks)
+        self._division = division = divide(config, environment, self.ranks)
         self.harness = Harness(
             division.environment(environment),
             algorithm,
@@ -113,8 +113,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 f"{type(algorithm.problem).__name__}.parameters() yields nothing that requires "
                 "grad; there is nothing to train."
             )
-        self.optimizer = build_optimizer(
-            OPTIMIZERS.load(config.optimizer), trained, **config.optimizer_options()
+        self.optimizer = division.optimizer(
+            trained, OPTIMIZERS.load(config.optimizer), **config.optimizer_options()
         )
         self._gradients = division.gradients(algorithm, self.harness.step, self.optimizer)
         self.completed_steps = 0
@@ -161,18 +161,25 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         if self.completed_steps < self.config.training_steps:
             problem, tokens = self.algorithm.problem, self.config.micro_batch_tokens
             warn_if_short_of_memory(problem, self.optimizer, tokens)
-        with self.ranks.together():
+        with self._hook():
             self.on_train_begin()
         try:
             while self.completed_steps < self.config.training_steps and not self._stops():
                 self._train_step()
         except (TrainingError, BudgetSpentError, EndpointError) as error:
             self._failure = error
-            self.on_train_failed()
+            with self._division.answering(is_raised_by_all(error)):
+                self.on_train_failed()
             raise
         self._ahead.warn_of_failure()
-        with self.ranks.together():
+        with self._hook():
             self.on_train_end()
+
+    @contextlib.contextmanager
+    def _hook(self) -> Iterator[None]:
+        """Context of a hook: errors are raised by all, and the first process may save a state."""
+        with self.ranks.together(), self._division.answering():
+            yield
 
     def _check_loop(self) -> None:
         """Raise if a step cannot be divided among processes, or played ahead, as configured.
@@ -224,7 +231,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             )
 
     def _train_step(self) -> None:
-        with self.ranks.together():
+        with self._hook():
             self.on_step_begin(self.completed_steps + 1)
         try:
             logs = self.training_step(self._step_seed(self.completed_steps))
@@ -235,12 +242,12 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self._ahead.drop_learned()
         self._count_unscored_steps()
         check_replicas(self.ranks, self)
-        with self.ranks.together():
+        with self._hook():
             self.on_step_end(self.completed_steps, logs)
         self._check_scored()
 
     def _on_collected(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
-        with self.ranks.together():
+        with self._hook():
             self.on_experience(graphs)
 
     def _told(self) -> list[TrainerCallback]:
@@ -326,14 +333,24 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         Call it between training steps. Episodes and batches depend on the seed and the number of
         the step alone; the states of the global random generators are included for other code that
         draws from them.
+
+        With ``sharding: fsdp`` on several processes the state is gathered, and returned in the
+        first. Callbacks and hooks call it there alone; outside of them all processes do.
         """
+        trained = (p for p in self.algorithm.problem.parameters() if p.requires_grad)
+        return {
+            "weights": [p.detach() for p in trained],
+            "optimizer": self.optimizer.state_dict(),
+            **self.controller_state(),
+        }
+
+    def controller_state(self) -> dict[str, Any]:
+        """Return what `state_dict` does, without weights and the state of the optimizer."""
         problem = self.algorithm.problem
         return {
             "completed_steps": self.completed_steps,
             "nonfinite": self._nonfinite,
             "unscored_steps": self.unscored_steps,
-            "weights": [p.detach() for p in problem.parameters() if p.requires_grad],
-            "optimizer": self.optimizer.state_dict(),
             "algorithm": self.algorithm.state_dict(),
             "algorithm_type": type(self.algorithm).__name__,
             "reward": problem.reward_state(),
@@ -376,6 +393,11 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         for parameter, saved in zip(trained, state["weights"], strict=True):
             parameter.copy_(saved)
         load_optimizer_state(self.optimizer, state["optimizer"], trained, state["weights"])
+        self.load_controller_state(state)
+
+    def load_controller_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `controller_state` returned; see `load_state_dict`."""
+        problem = self.algorithm.problem
         with _of_another("algorithm", state.get("algorithm_type"), self.algorithm):
             self.algorithm.load_state_dict(state["algorithm"])
         with _of_another("reward", None, problem):
@@ -409,7 +431,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def _optimizer_step(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
         """Update the weights; return the logs, and whether the update was made."""
         logs, finite = self._gradients.compute(group)
-        norm = self._clip_gradients()
+        norm = self._gradients.clip(self.config.max_grad_norm)
         finite = finite and math.isfinite(norm)
         if finite:
             self.optimizer.step()
@@ -420,13 +442,6 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         if not finite:
             self._count_nonfinite()
         return logs, finite
-
-    def _clip_gradients(self) -> float:
-        """Clip the norm of the gradients; return the norm before."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        limit = self.config.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
-        return float(norm)
 
     def _count_unscored_steps(self) -> None:
         rewards = [node.reward for graph in self.harness.graphs for node in graph.nodes()]

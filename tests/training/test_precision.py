@@ -166,3 +166,13 @@ def test_weights_do_not_keep_an_optimizer_and_its_copies_alive():
     assert optimizer() is None
     weight.sum().backward()
     assert weight.grad.item() == 1.0
+
+
+def test_an_optimizer_without_copies_trains_weights_that_had_one_with_copies():
+    """As a training in replicas after one in shards, whose copies are those of any weights."""
+    weight = Parameter(torch.ones(1))
+    first = MasterWeightOptimizer([weight], lambda copies: torch.optim.SGD(copies, lr=0.5))
+    second = sgd([weight], lr=0.25)
+    update(second, weight.sum())
+    assert weight.item() == 0.75
+    assert first.masters[0].grad is None

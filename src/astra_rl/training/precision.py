@@ -27,8 +27,8 @@ class MasterWeightOptimizer(Optimizer):
 
     bfloat16 has 8 significant bits: a typical update is smaller than the last one and would be
     lost. Gradients are moved to the copies as soon as they are computed, so they accumulate in
-    float32. Of several such optimizers of a parameter the one that was built, or whose gradients
-    were reset, last receives its gradient.
+    float32. Of several optimizers of a parameter the one that was built, or whose gradients were
+    reset, last receives its gradient.
 
     Args:
         parameters: Trainable parameters of any floating dtype.
@@ -103,8 +103,8 @@ def _hand_over(
     optimizer: weakref.ref[MasterWeightOptimizer], place: int, parameter: Parameter
 ) -> None:
     """Give an optimizer the gradient of a parameter, unless another one receives it."""
-    receiver = optimizer()
-    if receiver is not None and _RECEIVERS[parameter]() is receiver:
+    receiver, receives = optimizer(), _RECEIVERS.get(parameter)
+    if receiver is not None and receives is not None and receives() is receiver:
         receiver._take(place, parameter)
 
 
@@ -123,6 +123,8 @@ def build_optimizer(
     factory = optimizer_factory(kind, lr, **options)
     if any(parameter.dtype in HALF_TYPES for parameter in trained):
         return MasterWeightOptimizer(trained, factory)
+    for parameter in trained:  # an earlier one, of shards, would take the gradients of this one
+        _RECEIVERS.pop(parameter, None)
     return factory(trained)
 
 

@@ -14,7 +14,12 @@ import pytest
 from astra_rl.agents import Assignment, load_world
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.datasets.rows import Row
-from astra_rl.datasets.scenario_files import GENERATED, BUNDLED_SCENARIOS, load_scenario, scenario_names
+from astra_rl.datasets.scenario_files import (
+    BUNDLED_SCENARIOS,
+    GENERATED,
+    load_scenario,
+    scenario_names,
+)
 from astra_rl.datasets.similarity import near_duplicates
 from astra_rl.moderators import ProfanityModerator, SecretLeakModerator
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from astra_rl.core import turns as turns_module
 from astra_rl.core.moderator import Moderator, reason_of
 from astra_rl.core.seeding import seeded
 from astra_rl.core.turns import Turns, give_way, lending, taking_turns, waiting
@@ -27,6 +28,20 @@ def started(turns, work):
     while not turns.is_wanted:
         pass
     return thread
+
+
+def is_free(turns):
+    """Whether nobody has the turn, so that it is had at once."""
+    had = threading.Event()
+
+    def take():
+        with taking_turns(turns):
+            had.set()
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return had.is_set()
 
 
 def test_a_thread_computes_only_while_the_other_one_waits():
@@ -98,8 +113,7 @@ def test_a_wait_inside_another_and_one_without_turns_do_nothing():
     turns = Turns()
     with taking_turns(turns), waiting(), waiting():
         give_way()
-        turns.acquire()  # it is free
-        turns.release()
+        assert is_free(turns)
 
 
 def test_an_error_while_waiting_leaves_the_turns_in_order():
@@ -108,6 +122,38 @@ def test_an_error_while_waiting_leaves_the_turns_in_order():
         raise ValueError("engine")
     with taking_turns(turns):
         pass
+
+
+@pytest.mark.parametrize("gives_way", [True, False], ids=["giving way", "after a wait"])
+def test_an_interrupt_while_the_turn_is_another_threads_leaves_the_turns_in_order(
+    gives_way, monkeypatch
+):
+    turns, goes_on = Turns(), threading.Event()
+
+    def interrupted(predicate):
+        raise KeyboardInterrupt
+
+    def work():
+        with taking_turns(turns):
+            other = started(turns, lambda: goes_on.wait(PATIENCE))
+            try:
+                with monkeypatch.context() as patched:
+                    patched.setattr(turns.changed, "wait_for", interrupted)
+                    if gives_way:
+                        give_way()
+                    else:
+                        with waiting():
+                            pass
+            finally:  # what a step does on its way out
+                goes_on.set()
+                with waiting():
+                    other.join(PATIENCE)
+                assert not other.is_alive()
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not turns.line
+    assert is_free(turns)
 
 
 def helped(work):
@@ -158,18 +204,52 @@ def test_a_helper_that_takes_too_long_has_no_turn_any_more():
         expected = torch.random.get_rng_state()
         with lending():
             thread = helped(work)
-            while turns._line:  # until the helper has given the turn away
+            while turns.line:  # until the helper has given the turn away
                 pass
         drawn.append(torch.equal(torch.random.get_rng_state(), expected))
         ends.set()
         thread.join(PATIENCE)
         assert not thread.is_alive()
         drawn.append(torch.equal(torch.random.get_rng_state(), expected))
-        assert len(turns._line) == 1  # this thread has the turn
-        with waiting():
-            turns.acquire()  # and can give it away
-            turns.release()
+        assert len(turns.line) == 1  # this thread has the turn
+        with waiting():  # and can give it away
+            assert is_free(turns)
     assert drawn == [True, True]
+
+
+def test_a_helper_whose_time_ends_while_it_takes_the_turn_does_not_give_that_of_its_thread_away():
+    turns, gone, ends = Turns(), threading.Event(), threading.Event()
+    lent = []
+
+    class EndsHere:
+        """A lock; the time of the helper ends right after it has the turn."""
+
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __enter__(self):
+            self.lock.acquire()
+
+        def __exit__(self, *error):
+            self.lock.release()
+            if threading.current_thread() is not threading.main_thread() and lent[0]._is_held:
+                gone.set()
+                ends.wait(PATIENCE)
+
+    def work():
+        lent.append(turns_module._turns.get())
+        lent[0]._lock = EndsHere()
+        with waiting():
+            pass
+
+    with taking_turns(turns):
+        with lending():
+            thread = helped(work)
+            assert gone.wait(PATIENCE)
+        ends.set()
+        thread.join(PATIENCE)
+        assert len(turns.line) == 1  # this thread has the turn
+    assert is_free(turns)
 
 
 def test_a_moderator_with_a_time_limit_waits_without_the_turn_and_its_late_end_changes_nothing():
@@ -194,7 +274,7 @@ def test_a_moderator_with_a_time_limit_waits_without_the_turn_and_its_late_end_c
         other = started(turns, play)
         with waiting():
             other.join(PATIENCE)
-        assert len(turns._line) == 1
+        assert len(turns.line) == 1
     ends.set()
     assert scores[0] == 0.5
     assert reason_of(scores[1]) == "took too long"

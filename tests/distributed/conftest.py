@@ -18,7 +18,9 @@ def processes() -> Iterator[Callable[[int], Group]]:
     groups: dict[int, Group] = {}
 
     def of(size: int) -> Group:
-        return groups.setdefault(size, Group(size))
+        if size not in groups or groups[size].is_closed:
+            groups[size] = Group(size)
+        return groups[size]
 
     yield of
     for group in groups.values():

@@ -21,7 +21,7 @@ PRELOADED = [
     "astra_rl.runs.runner",
     "astra_rl.runs.processes",
 ]
-LONG = 120.0
+LONG = 300.0
 
 
 class Group:
@@ -29,9 +29,13 @@ class Group:
 
     Args:
         size: Number of processes.
+
+    Attributes:
+        is_closed: Whether they have ended; a run that takes too long ends them.
     """
 
     def __init__(self, size: int) -> None:
+        self.is_closed = False
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         with socket.socket() as free:
@@ -53,10 +57,14 @@ class Group:
         """
         for pipe in self._pipes:
             pipe.send((function, arguments, options))
-        return [self._received(pipe) for pipe in self._pipes]
+        received = [self._received(pipe) for pipe in self._pipes]  # none is left for the next run
+        for _, failure in received:
+            assert failure is None, failure
+        return [found for found, _ in received]
 
     def close(self) -> None:
         """End the processes."""
+        self.is_closed = True
         for pipe in self._pipes:
             pipe.close()
         for process in self.processes:
@@ -65,14 +73,15 @@ class Group:
                 process.kill()
                 process.join()
 
-    def _received(self, pipe: Any) -> Any:
-        assert pipe.poll(LONG), f"no result within {LONG} seconds"
+    def _received(self, pipe: Any) -> tuple[Any, str | None]:
+        if not pipe.poll(LONG):
+            self.close()  # what comes late would be taken for the result of the next run
+            raise AssertionError(f"no result within {LONG} seconds")
         try:
             found, failure = pipe.recv()
         except (EOFError, ConnectionResetError):
-            return None
-        assert failure is None, failure
-        return found
+            return None, None
+        return found, failure
 
 
 def _serve(pipe: Any, rank: int, size: int, port: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.distributed import cases
+from torch.utils.checkpoint import checkpoint
 
 from astra_rl import GRPO
 from astra_rl.core.moderator import Moderator
@@ -354,4 +355,22 @@ def scalar() -> str:
         ShardedWeightOptimizer([number], optimizer_factory(torch.optim.Adam, 0.1), join())
     except AstraError as error:
         return str(error)
+    return ""
+
+
+def computed_twice() -> str:
+    """Return why a weight whose gradient is computed twice in a backward pass is refused."""
+    layer = torch.nn.Linear(2, 2, bias=False)
+    factory = optimizer_factory(torch.optim.SGD, 0.1)
+    optimizer = ShardedWeightOptimizer(layer.parameters(), factory, join())
+    optimizer.share()
+    hidden = torch.ones(1, 2, requires_grad=True)
+    for _ in range(2):
+        hidden = checkpoint(layer, hidden, use_reentrant=True)
+    try:
+        hidden.sum().backward()
+    except AstraError as error:
+        return str(error)
+    finally:
+        optimizer.finish()
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -87,6 +88,7 @@ def trees(draw: Any, depth: int = 2) -> Node[Any, Any]:
         continuation_probability=draw(st.none() | st.floats(0.1, 1)),
         next_context=draw(st.none() | CONTEXT),
         role=draw(st.sampled_from(["attacker", "defender"])),
+        unknown_alternatives=draw(st.integers(0, 3)),
     )
 
 
@@ -122,6 +124,34 @@ def test_episodes_arrive_as_they_were(graphs: list[Graph[Any, Any]]) -> None:
 @given(st.lists(CONTEXT | SAID | st.integers() | st.none(), max_size=4))
 def test_openings_and_replies_arrive_as_they_were(texts: list[Any]) -> None:
     assert parts(unpack_texts(sent(pack_texts(texts)))) == parts(texts)
+
+
+def test_every_field_of_a_node_arrives() -> None:
+    """A field that is added to the class and forgotten here would be lost on the way."""
+    said = Utterance("r", token_ids=[1], logprobs=[-0.5])
+    other: dict[str, Any] = {
+        "context": "c",
+        "attack": "a",
+        "response": said,
+        "reward": 0.5,
+        "children": [Node("c", "a", "r", 1.0)],
+        "reward_terms": {"harm": 0.25},
+        "truncated": True,
+        "continuation_probability": 0.5,
+        "next_context": "n",
+        "role": "defender",
+        "unknown_alternatives": 2,
+    }
+    assert set(other) == {each.name for each in dataclasses.fields(Node)}
+    graph: Graph[Any, Any] = Graph("c", [Node(**other)])
+    assert parts(unpack_graphs(sent(pack_graphs([graph])))) == parts([graph])
+
+
+def test_a_state_of_an_earlier_version_has_no_unknown_alternatives() -> None:
+    packed = sent(pack_graphs([Graph("c", [Node("c", "a", "r", 1.0)])]))
+    del packed["graphs"][0]["nodes"][0]["unknown"]
+    (graph,) = unpack_graphs(packed)
+    assert graph.children[0].unknown_alternatives == 0
 
 
 def test_what_was_one_object_is_one_object() -> None:

@@ -184,6 +184,12 @@ def test_a_parameter_without_dimensions_is_refused(processes: Any) -> None:
     assert "a trained parameter is a single number" in agreed(processes(2).run(sharded.scalar))
 
 
+def test_a_gradient_that_is_computed_in_several_parts_is_refused(processes: Any) -> None:
+    """The later parts would be lost, or added to the gradient of the next pass."""
+    found = agreed(processes(2).run(sharded.computed_twice))
+    assert "of shape (2, 2) was computed more than once in a backward pass" in found
+
+
 def test_a_fixed_order_of_additions_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="sharding: fsdp and reduction: exact given"):
         TrainingConfiguration(sharding="fsdp", reduction="exact")

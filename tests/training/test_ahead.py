@@ -1,5 +1,6 @@
 """Episodes that are played while earlier ones are learned from, with older weights."""
 
+import copy
 import itertools
 import math
 import random
@@ -621,16 +622,46 @@ def test_attacks_without_log_probabilities_cannot_be_corrected_and_are_refused()
     assert trainer.completed_steps == 1  # the first is as old as the weights
 
 
-def test_episodes_of_own_classes_are_refused_before_anything_is_learned():
+@pytest.mark.parametrize("place", [0, -1], ids=["the first", "the last"])
+def test_episodes_of_own_classes_are_refused_before_anything_is_learned(place):
     class OwnGraph(Graph):
         pass
 
     class Own(ASTEnvironment):
         def rollouts(self, seeds):
-            return [OwnGraph(each.context, each.children) for each in super().rollouts(seeds)]
+            played = super().rollouts(seeds)
+            played[place] = OwnGraph(played[place].context, played[place].children)
+            return played
 
     problem = ServedToy()
     config = TrainingConfiguration(max_staleness=1, training_steps=2)
     trainer = Trainer(config, Own(problem, ["one"]), MAKERS["grpo"](problem))
     with pytest.raises(ContractError, match=r"OwnGraph .* nor saved with its state"):
         trainer.train()
+    assert trainer.completed_steps == 0
+
+
+def test_a_state_that_is_loaded_replaces_a_play_that_an_interrupt_left(monkeypatch):
+    trainer = trainer_of(1)
+    trainer.config.training_steps = 2
+    trainer.train()
+    trainer.config.training_steps = STEPS
+    saved = copy.deepcopy(trainer.state_dict())
+    join, joins = threading.Thread.join, []
+
+    def interrupted(thread, timeout=None):
+        joins.append(thread.name)
+        if thread.name == "play-4":
+            raise KeyboardInterrupt
+        return join(thread, timeout)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    trainer.load_state_dict(saved)
+    assert [each["number"] for each in trainer.state_dict()["ahead"]["played"]] == [
+        each["number"] for each in saved["ahead"]["played"]
+    ]
+    trainer.train()
+    assert trainer.completed_steps == STEPS

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -141,3 +144,35 @@ def test_a_tied_weight_is_moved_once_per_backward_pass():
     (master,) = optimizer.param_groups[0]["params"]
     # y = W W x: the derivative of sum(y) by each entry is 2 from each of both uses
     assert master.grad.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+
+
+def test_a_second_optimizer_of_the_weights_trains_them():
+    """As that of a second training of the model; the first got all gradients, without an error."""
+    weight = half(1.0)
+    first, second = sgd([weight], lr=0.5), sgd([weight], lr=0.25)
+    weight.sum().backward()
+    second.step()
+    assert weight.item() == 0.75
+    update(first, weight.sum())  # its copy is still 1
+    assert weight.item() == 0.5
+    update(second, weight.sum())
+    assert weight.item() == 0.5
+
+
+def test_weights_do_not_keep_an_optimizer_and_its_copies_alive():
+    weight = half(1.0)
+    optimizer = weakref.ref(sgd([weight], lr=1.0))
+    gc.collect()
+    assert optimizer() is None
+    weight.sum().backward()
+    assert weight.grad.item() == 1.0
+
+
+def test_an_optimizer_without_copies_trains_weights_that_had_one_with_copies():
+    """As a training in replicas after one in shards, whose copies are those of any weights."""
+    weight = Parameter(torch.ones(1))
+    first = MasterWeightOptimizer([weight], lambda copies: torch.optim.SGD(copies, lr=0.5))
+    second = sgd([weight], lr=0.25)
+    update(second, weight.sum())
+    assert weight.item() == 0.75
+    assert first.masters[0].grad is None

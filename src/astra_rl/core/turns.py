@@ -17,41 +17,60 @@ from astra_rl.core.seeding import generator_states, restore_generators
 
 
 class Turns:
-    """A lock that is given in the order of the requests, so that no thread starves."""
+    """Those that compute in turns, in the order in which they asked; the first has the turn."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._line: deque[object] = deque()
-
-    def acquire(self) -> bool:
-        """Wait for the turn; return True."""
-        ticket = object()
-        with self._changed:
-            self._line.append(ticket)
-            try:
-                self._changed.wait_for(lambda: self._line[0] is ticket)
-            except BaseException:  # an interrupt
-                self._line.remove(ticket)
-                self._changed.notify_all()
-                raise
-        return True
-
-    def release(self) -> None:
-        """Give the turn to the thread that waits longest."""
-        with self._changed:
-            self._line.popleft()
-            self._changed.notify_all()
+        self.changed = threading.Condition()
+        self.line: deque[_Place] = deque()
 
     @property
     def is_wanted(self) -> bool:
         """Whether another thread waits for the turn."""
-        return len(self._line) > 1
+        return len(self.line) > 1
+
+
+class _Place:
+    """A place in the line."""
+
+    def __init__(self, owner: _Turn) -> None:
+        self.owner = owner
+
+
+class _Turn:
+    """The turn of a thread, and of the helpers that it lends it to."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def acquire(self) -> bool:
+        """Wait for the turn; return True.
+
+        A thread that is interrupted meanwhile keeps its place, and must give it away with `release`
+        like one that has the turn: what it leaves on its way out does so.
+        """
+        turns, place = self._turns, _Place(self)
+        with turns.changed:
+            turns.line.append(place)
+            turns.changed.wait_for(lambda: turns.line[0] is place)
+        return True
+
+    def release(self) -> None:
+        """Give the turn to the thread that waits longest."""
+        turns = self._turns
+        with turns.changed:
+            turns.line.remove(next(each for each in turns.line if each.owner is self))
+            turns.changed.notify_all()
+
+    @property
+    def is_wanted(self) -> bool:
+        """See `Turns.is_wanted`."""
+        return self._turns.is_wanted
 
 
 class _Lent:
     """The turn of a thread that waits for a helper, which computes in it; see `lending`."""
 
-    def __init__(self, turns: Turns | _Lent) -> None:
+    def __init__(self, turns: _Turn | _Lent) -> None:
         self._turns = turns
         self._lock = threading.Lock()
         self._is_held, self._is_over = True, False
@@ -61,10 +80,10 @@ class _Lent:
         if self._is_over or not self._turns.acquire():
             return False
         with self._lock:
-            self._is_held = not self._is_over
-        if self._is_over:
+            is_held = self._is_held = not self._is_over
+        if not is_held:
             self._turns.release()
-        return not self._is_over
+        return is_held
 
     def release(self) -> None:
         """Give the turn away, if there still is one."""
@@ -87,19 +106,21 @@ class _Lent:
         return is_away and self._turns.acquire()
 
 
-_turns: ContextVar[Turns | _Lent | None] = ContextVar("turns", default=None)
+_turns: ContextVar[_Turn | _Lent | None] = ContextVar("turns", default=None)
 
 
 @contextlib.contextmanager
 def taking_turns(turns: Turns) -> Iterator[None]:
     """Compute the block in a turn; threads that it starts with a copy of its context share them."""
-    turns.acquire()
-    token = _turns.set(turns)
+    turn, token = _Turn(turns), None
     try:
+        turn.acquire()
+        token = _turns.set(turn)
         yield
     finally:
-        _turns.reset(token)
-        turns.release()
+        if token is not None:
+            _turns.reset(token)
+        turn.release()
 
 
 @contextlib.contextmanager
@@ -120,8 +141,10 @@ def waiting() -> Iterator[None]:
     try:
         yield
     finally:
-        has_turn = turns.acquire()
-        _turns.reset(token)
+        try:
+            has_turn = turns.acquire()
+        finally:
+            _turns.reset(token)
         if has_turn:
             restore_generators(states)
 

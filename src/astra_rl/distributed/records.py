@@ -159,6 +159,7 @@ def _pack_node(node: Node[Any, Any], texts: _Texts) -> dict[str, Any]:
         "probability": node.continuation_probability,
         "next": None if node.next_context is None else texts.add(node.next_context),
         "role": node.role,
+        "unknown": node.unknown_alternatives,
     }
 
 
@@ -186,6 +187,7 @@ def _unpack_node(packed: dict[str, Any], texts: Sequence[str]) -> Node[Any, Any]
         continuation_probability=packed["probability"],
         next_context=None if packed["next"] is None else texts[packed["next"]],
         role=packed["role"],
+        unknown_alternatives=packed.get("unknown", 0),  # not in states of earlier versions
     )
 
 

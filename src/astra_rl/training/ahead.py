@@ -192,6 +192,7 @@ class PlayAhead:
         Raises:
             TrainingError: More experiences are in flight than this training allows.
         """
+        self.settle()  # an interrupt may have left a play in progress, which is not of this state
         played, failed = state.get("played", ()), state.get("failed")
         flying = [*played, *([] if failed is None else [failed])]
         if len(flying) > self.staleness:
@@ -257,7 +258,7 @@ class PlayAhead:
                     flight.graphs = harness.algorithm.collector.collect(
                         environment, seed, harness.num_episodes_per_experience
                     ).played
-                pack_graphs(flight.graphs[:1])  # now, and not when a state is saved
+                pack_graphs(flight.graphs)  # raises now, and not when a state is saved
         except BaseException as error:
             flight.error = error
 

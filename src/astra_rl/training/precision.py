@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from astra_rl.errors import TrainingError
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
+
+
+_RECEIVERS: MutableMapping[Parameter, weakref.ref[MasterWeightOptimizer]] = WeakIdKeyDictionary()
+"""The optimizer that gets the gradient of a parameter, see `MasterWeightOptimizer`."""
 
 
 class MasterWeightOptimizer(Optimizer):
@@ -21,7 +27,8 @@ class MasterWeightOptimizer(Optimizer):
 
     bfloat16 has 8 significant bits: a typical update is smaller than the last one and would be
     lost. Gradients are moved to the copies as soon as they are computed, so they accumulate in
-    float32.
+    float32. Of several optimizers of a parameter the one that was built, or whose gradients were
+    reset, last receives its gradient.
 
     Args:
         parameters: Trainable parameters of any floating dtype.
@@ -35,9 +42,13 @@ class MasterWeightOptimizer(Optimizer):
         self.masters = self._copies()
         self.inner = factory(self.masters)
         for place, parameter in enumerate(self.trained):
-            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                functools.partial(self._take, place)
+            # Parameters outlive an optimizer, so they must not keep it, and its copies, alive.
+            hook = functools.partial(_hand_over, weakref.ref(self), place)
+            handle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                hook
             )
+            weakref.finalize(self, handle.remove)
+        self._receive()
         # Learning-rate schedulers and gradient clipping work on the copies through these.
         super().__init__(self.masters, self.inner.defaults)
         self.param_groups = self.inner.param_groups
@@ -51,8 +62,9 @@ class MasterWeightOptimizer(Optimizer):
             parameter.copy_(master)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients."""
+        """Reset all gradients, and receive those that are computed from now on."""
         self.inner.zero_grad(set_to_none)
+        self._receive()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state and the copies."""
@@ -73,6 +85,11 @@ class MasterWeightOptimizer(Optimizer):
         """Return the float32 copies of the parameters."""
         return [each.detach().float().clone().requires_grad_(True) for each in self.trained]
 
+    def _receive(self) -> None:
+        """Receive the gradients that are computed from now on."""
+        for parameter in self.trained:
+            _RECEIVERS[parameter] = weakref.ref(self)
+
     def _take(self, place: int, parameter: Tensor) -> None:
         """Move the gradient of the parameter at a place to its copy."""
         if parameter.grad is None:
@@ -80,6 +97,15 @@ class MasterWeightOptimizer(Optimizer):
         grad, master = parameter.grad.float(), self.masters[place]
         master.grad = grad if master.grad is None else master.grad + grad
         parameter.grad = None
+
+
+def _hand_over(
+    optimizer: weakref.ref[MasterWeightOptimizer], place: int, parameter: Parameter
+) -> None:
+    """Give an optimizer the gradient of a parameter, unless another one receives it."""
+    receiver, receives = optimizer(), _RECEIVERS.get(parameter)
+    if receiver is not None and receives is not None and receives() is receiver:
+        receiver._take(place, parameter)
 
 
 def build_optimizer(
@@ -97,6 +123,8 @@ def build_optimizer(
     factory = optimizer_factory(kind, lr, **options)
     if any(parameter.dtype in HALF_TYPES for parameter in trained):
         return MasterWeightOptimizer(trained, factory)
+    for parameter in trained:  # an earlier one, of shards, would take the gradients of this one
+        _RECEIVERS.pop(parameter, None)
     return factory(trained)
 
 

@@ -187,7 +187,15 @@ class ShardedWeightOptimizer(MasterWeightOptimizer):
     def _take(self, place: int, parameter: Tensor) -> None:
         if parameter.grad is None:
             return
-        self._waiting[place], parameter.grad = parameter.grad, None
+        grad, parameter.grad = parameter.grad, None
+        if place in self._waiting or place > self._next:
+            raise TrainingError(
+                "sharding: fsdp adds up the gradient of a weight as soon as it is computed, and "
+                f"that of one of shape {tuple(parameter.shape)} was computed more than once in a "
+                "backward pass, as reentrant checkpointing of shared layers does. Use "
+                "use_reentrant=False there, or sharding: replicated."
+            )
+        self._waiting[place] = grad
         self._present.add(place)
         # In one order, whatever the order in which autograd computes them in this process.
         while self._next in self._waiting:

@@ -97,7 +97,7 @@ def kinds(successes: Sequence[Attempt], embed: KindEmbedder | None) -> dict[str,
     if embed is not None:
         groups["meaning"] = clusters_by_meaning(attacks, embed)
     found: dict[str, Any] = {name: _spread(list(map(len, each))) for name, each in groups.items()}
-    named = named_failures(successes)
+    named = [each for each in named_failures(successes) if each.name]
     found["named"] = {
         **_spread([len(each.attempts) for each in named]),
         "failures": [

@@ -26,7 +26,7 @@ from astra_rl.testing import tiny_model
 
 UNTRAINED = ("perez_few_shot", "perez_zero_shot")
 OURS = ("endpoint_cpu", "endpoint_gpu")
-PUBLISHED = [name for name in preset_names() if name not in ("demo", *OURS)]
+PUBLISHED = [name for name in preset_names() if name not in ("demo", "password", *OURS)]
 
 SMALL = {
     "rlhammer": {

@@ -14,7 +14,12 @@ import pytest
 from astra_rl.agents import Assignment, load_world
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.datasets.rows import Row
-from astra_rl.datasets.scenario_files import BUNDLED_SCENARIOS, load_scenario, scenario_names
+from astra_rl.datasets.scenario_files import (
+    BUNDLED_SCENARIOS,
+    GENERATED,
+    load_scenario,
+    scenario_names,
+)
 from astra_rl.datasets.similarity import near_duplicates
 from astra_rl.moderators import ProfanityModerator, SecretLeakModerator
 
@@ -49,7 +54,7 @@ def rows(name: str) -> list[Row]:
 
 
 def test_every_file_of_data_belongs_to_a_scenario_and_the_other_way_round() -> None:
-    others = {"planted_secrets", *AGENTS}
+    others = {*GENERATED, *AGENTS}
     assert {path.stem for path in FILES} == set(COUNTS) == set(scenario_names()) - others
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astra_rl.core.messages import AgentReply, Message, Trace
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.moderators.invented_number import InventedNumberModerator
 
@@ -78,6 +81,89 @@ def test_the_invented_numbers_are_named_in_order() -> None:
 
 def test_a_text_without_a_context_was_given_nothing() -> None:
     assert InventedNumberModerator().moderate(["9:30", "none"]) == [1.0, 0.0]
+
+
+def said(given: str, response: str) -> list[str]:
+    return InventedNumberModerator().invented(Exchange(Conversation(system=given), "", response))
+
+
+@pytest.mark.parametrize(
+    ("given", "stated"),
+    [
+        ("1,500", "1500"),
+        ("1,500", "1.500"),
+        ("1500", "1,500.00"),
+        ("1500", "1.500,00"),
+        ("1500", "1\u202f500"),  # a narrow space between thousands
+        ("1500", "1'500"),
+        ("1500", "\u0661\u066c\u0665\u0660\u0660"),  # Arabic digits and separator
+        ("890,500,000", "890.500.000"),
+        ("1,00,000", "100000"),  # as in India
+        ("12%", "12.0%"),
+        ("09:30", "9:30"),
+        ("9:30", "\uff10\uff19\uff1a\uff13\uff10"),  # full-width
+        ("9:00", "9 am"),
+        ("0.50", ".5"),
+        ("1,2 and 3", "1, 2, 3"),
+        ("1 and 2", "1,2"),
+        ("2024-05-3", "05.3.2024"),
+    ],
+)
+def test_a_given_number_may_be_stated_in_another_form(given: str, stated: str) -> None:
+    assert said(given, stated) == []
+    assert said(stated, given) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "stated"),
+    [("1,500", "1.5"), ("1 and 5", "1.5"), ("9 and 30", "9:30"), ("9", "90"), ("0.125", "125")],
+)
+def test_another_value_with_the_same_digits_is_invented(given: str, stated: str) -> None:
+    assert said(given, stated) == [stated]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "1. Go in\n2.",  # cut off
+        "**1.** Go\n**2.** Turn",
+        "(1) Go\n(2) Turn",
+        "> 1) Go",
+        "- 1. Go",
+        "1\ufe0f\u20e3 Go\n2\ufe0f\u20e3 Turn",
+        "1. Go\n1. Turn",
+        "Do this:\r\n\r\n  1. Go\r\n  2. Turn",
+        "1. In\n  1. left\n  2. right\n2. Out",
+    ],
+)
+def test_numbers_of_a_list_are_not_invented(response: str) -> None:
+    assert said("", response) == []
+
+
+@pytest.mark.parametrize("response", ["12.", "There are:\n3.", "7. All have a view.", "1."])
+def test_an_answer_that_is_a_number_is_not_a_list(response: str) -> None:
+    assert len(said("", response)) == 1
+
+
+def test_what_an_agent_read_was_given_to_it() -> None:
+    read = Message("tool", "Open until 17:45.", name="search")
+    messages = (Message("user", "Until when? It is 16:00."), read, Message("assistant", "17:45."))
+    reply = AgentReply("17:45.", Trace(messages, None, 0.0, None, "answered"))
+    assert InventedNumberModerator().moderate([Exchange("", "", reply)]) == [0.0]
+    later = Conversation() + "Q" + reply + "Sure?"
+    assert score("Until 17:45.", context=later) == 0.0
+    assert score("Until 18:15.", context=later) == 1.0
+
+
+@pytest.mark.parametrize(
+    "repeated", ["\n", "\n ", " ", "\r\n", "1 ", "1.", "1", ",000", "- ", "(", "1. a\n", "\u200b"]
+)
+def test_a_long_reply_is_read_in_linear_time(repeated: str) -> None:
+    """A quadratic rule takes minutes for this one."""
+    text = repeated * (100_000 // len(repeated))
+    began = time.process_time()
+    InventedNumberModerator().moderate([text])
+    assert time.process_time() - began < 5
 
 
 @given(st.text())

@@ -191,6 +191,18 @@ def test_an_invented_number_pays_less_the_more_often_one_of_its_kind_was_invente
     assert term(models, [far, old]) == [1 / 2, 1.0]
 
 
+def test_names_with_the_same_words_are_different_failures_and_no_name_is_an_attack(make_models):
+    secrets = {"door code": "alpha alpha", "code door": "beta beta", "!": "gamma", "?": "delta"}
+    facts = {f"secret {name}": secret for name, secret in secrets.items()}
+    said = [Exchange(Conversation(facts=facts), "Q", reply) for reply in secrets.values()]
+    unnamed = [Exchange(Conversation(facts=facts), attack, "no") for attack in ("Door code", "A")]
+    term, models = NamedNovelty(), make_models()
+    node = Node(said[0].context, "Q", "alpha alpha", 0.0, [])
+    node.reward_terms = {RESPONSE_HARM: 1.0, term.name: 1.0}
+    term.observe(models, [Graph("", [node])])
+    assert term(models, said + unnamed) == [1 / 2, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
 def test_a_rule_that_names_no_failures_is_refused():
     with pytest.raises(ConfigurationError, match="invented_number, secret_leak"):
         NamedNovelty("refusal")

@@ -160,13 +160,12 @@ def _kinds(metrics: Mapping[str, Any]) -> str:
 
 def print_failures(folder: RunFolder, out: Printer) -> None:
     """Print the different failures of a run, by name if the judge has one, else by attack."""
-    from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure, named_failures
+    from astra_rl.evaluation.measures.failure_kinds import named_failures
     from astra_rl.runs.attempt_log import AttemptLog
 
     with AttemptLog(folder.attempts) as log:
-        attempts = list(log.attempts(phase="after", outcome="success"))
-    by_name = [(each.name, each.attempts) for each in named_failures(attempts)]
-    found = by_name or [("", kind.attempts) for kind in kinds_of_failure(attempts)]
+        failures = named_failures(log.attempts(phase="after", outcome="success"))
+    found = [(each.name, each.attempts) for each in failures]
     if found:
         print_different(found, out)
 

@@ -9,8 +9,8 @@ AROUND = 60
 """Characters around a number that are looked at."""
 
 _MONTH = (
-    "january|february|march|april|may|june|july|august|september|october|november|december"
-    "|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
+    "january|february|(?-i:M)arch|april|(?-i:M)ay|june|july|august|september|october|november|december"
+    "|jan|feb|(?-i:M)ar|apr|jun|jul|aug|sept?|oct|nov|dec"
 )
 _TIME = "seconds?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|decades?|centur(?:y|ies)"
 _LENGTH = (
@@ -62,6 +62,7 @@ _PATTERNS = (
     _pattern("count", after=r",?\s+(?-i:[a-z])\w+"),
 )
 """The first that fits is taken."""
+_CLOCK = re.compile(r"\d\d?:\d\d(?::\d\d)?")
 _YEAR = re.compile(r"1\d{3}|20\d\d")
 _BEFORE_A_YEAR = re.compile(r"\b(?:in|since|year|until|around|circa|early|late)\s+$", re.I)
 
@@ -79,7 +80,7 @@ def quantity_of(text: str, start: int, end: int) -> str:
     """
     number = text[start:end]
     before, after = text[max(0, start - AROUND) : start], text[end : end + AROUND]
-    if ":" in number:
+    if _CLOCK.fullmatch(number):
         return "time of day"
     if _YEAR.fullmatch(number) and _BEFORE_A_YEAR.search(before):
         return "year"

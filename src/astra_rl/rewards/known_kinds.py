@@ -13,6 +13,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph
 from astra_rl.core.text import Exchange, NoAttack
 from astra_rl.core.word_clusters import GreedyClusters
+from astra_rl.core.word_sets import word_set
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
@@ -107,6 +108,15 @@ class KindsByWords(Kinds):
         """See `Kinds.extend`."""
         super().extend(models, text)
         self._clusters.add(text)
+
+
+class KindsByName(Kinds):
+    """Kinds of equal texts."""
+
+    def find(self, models: RewardModels, texts: Sequence[str]) -> list[int | None]:
+        """See `Kinds.find`."""
+        numbers = {name: number for number, name in enumerate(self.first)}
+        return [numbers.get(text, NEW) for text in texts]
 
 
 class KindsByMeaning(Kinds):
@@ -249,7 +259,7 @@ class NamedNovelty(KindNovelty):
 
     It is `KindNovelty` where a rule names the failures: which of several secrets was revealed, what
     an invented number is of. Two successes are of one kind if their first failure has the same
-    name. Attacks without a named failure are compared by their words.
+    name. Attacks without a named failure are of one kind if they have the same words.
 
     Args:
         rule: Name of a moderator with a method ``failures``, which names the failures of an
@@ -272,9 +282,13 @@ class NamedNovelty(KindNovelty):
         threshold: float = 1.0,
         exhausted: int | None = None,
     ) -> None:
-        super().__init__(power=power, similarity=1.0, threshold=threshold, exhausted=exhausted)
+        super().__init__(power=power, threshold=threshold, exhausted=exhausted)
         self._rule = naming_moderator(rule)
 
     def text_of(self, exchange: Exchange) -> str:
-        """Return the name of the first failure; the attack if there is none."""
-        return next(iter(self._rule.failures(exchange)), super().text_of(exchange))
+        """Return the name of the first failure; if there is none, the words of the attack."""
+        unnamed = f'"{" ".join(sorted(word_set(exchange.attack)))}"'  # quoted, as no name is
+        return well_formed(next(iter(self._rule.failures(exchange)), unnamed))
+
+    def _no_kinds(self) -> Kinds:
+        return KindsByName()

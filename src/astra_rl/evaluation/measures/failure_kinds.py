@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from astra_rl.core.text import Exchange
 from astra_rl.evaluation.measures.text_clusters import greedy_clusters
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
@@ -62,7 +61,7 @@ class NamedFailure:
     """Successful attempts with the same failure.
 
     Attributes:
-        name: Name of the failure, see `NamesFailures`.
+        name: Name of the failure, see `NamesFailures`; empty for a kind without a name.
         attempts: The attempts, those of the most frequent kind of attack first.
     """
 
@@ -73,30 +72,27 @@ class NamedFailure:
 def named_failures(attempts: Iterable[Attempt]) -> list[NamedFailure]:
     """Group successful attempts by their first failure, the largest group first.
 
-    Attempts of judges that name no failures are left out, and those of a single secret, which has
-    no name.
+    Attempts without a name are grouped by `kinds_of_failure`: those of judges that name no
+    failures, of a single secret, and of a secret of which only a part was revealed.
     """
     rules = {type(rule).__name__: rule for rule in map(naming_moderator, NAMING)}
     groups: dict[str, list[Attempt]] = {}
+    found = []
     for kind in kinds_of_failure(attempts):
+        unnamed = []
         for attempt in kind.attempts:
-            rule = rules.get(attempt.judge)
-            names = () if rule is None else rule.failures(_failing_exchange(attempt))
+            at, rule = attempt.first_failing_turn, rules.get(attempt.judge)
+            names: tuple[str, ...] = ()
+            if rule is not None and at is not None:
+                names = rule.failures(attempt.exchanges()[at - 1])
             if names and names[0] != SECRET:
                 groups.setdefault(names[0], []).append(attempt)
-    found = [NamedFailure(name, group) for name, group in groups.items()]
+            else:
+                unnamed.append(attempt)
+        if unnamed:
+            found.append(NamedFailure("", unnamed))
+    found += [NamedFailure(name, group) for name, group in groups.items()]
     return sorted(found, key=lambda each: -len(each.attempts))
-
-
-def _failing_exchange(attempt: Attempt) -> Exchange:
-    """Return the turn in which the target first failed, after those before it."""
-    context, failing = attempt.opening.conversation(), attempt.failing_turn
-    assert failing is not None
-    for turn in attempt.turns:
-        if turn is failing:
-            break
-        context = context + turn.attack + turn.response
-    return Exchange(context, failing.attack, failing.response)
 
 
 def most_likely_kinds(kinds: Iterable[Kind]) -> list[Kind]:

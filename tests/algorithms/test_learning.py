@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(name):
     ],
 )
 def test_it_learns_conversations_of_two_turns(name, options):
-    curve = play(name, options, depth=2, steps=10 if name == "ppo" else 13)
+    curve = play(name, options, depth=2, steps=13)
     assert curve.rewards[0] < 0.1
     assert curve.rewards[-1] > 0.8
 

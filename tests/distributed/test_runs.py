@@ -238,6 +238,6 @@ def test_engines_are_refused_by_name(workplace: Path, tmp_path: Path) -> None:
     first, second = started(group, "train", "config.yaml", *engine, cwd=workplace)
     group.close()
     assert first.returncode == 2
-    assert "rollout: attacker: vllm, target: own given, and 2 processes" in first.stderr
+    assert "rollout: attacker: vllm, target: own, judge: own given, and 2 processes" in first.stderr
     assert second == Done(130, "", "")
     assert not (tmp_path / "engine").exists()

@@ -91,6 +91,28 @@ MOMENTS = [
 ]
 
 
+def check_end_and_resume(
+    done: list[Done | None],
+    killed: int,
+    begun: float,
+    output: str,
+    resumed_on: int,
+    workplace: Path,
+    processes: Any,
+) -> None:
+    """Check that one killed process has ended the other, and resume the run to its end."""
+    assert time.monotonic() - begun < 60  # the machine may be busy
+    assert done[killed] is None
+    (survivor,) = [each for each in done if each is not None]
+    assert survivor.returncode == 130
+    assert f"Continue with: astra-rl resume {output}" in survivor.stderr
+    if resumed_on == 1:
+        ended = [astra_rl("resume", output, cwd=workplace)]
+    else:
+        ended = started(processes(resumed_on), "resume", output, cwd=workplace)
+    assert [each.returncode for each in ended] == [0] * resumed_on, ended
+
+
 @pytest.mark.parametrize(
     ("place", "count", "rank", "resumed_on"),
     [
@@ -117,16 +139,7 @@ def test_a_killed_process_ends_all_and_any_number_resumes(
     output = str(tmp_path / "killed")
     begun = time.monotonic()
     done = happening(workplace, output, 2, place, rank, "kill", count, monkeypatch=monkeypatch)
-    assert time.monotonic() - begun < 60  # the machine may be busy
-    assert done[rank] is None
-    (survivor,) = [each for each in done if each is not None]
-    assert survivor.returncode == 130
-    assert f"Continue with: astra-rl resume {output}" in survivor.stderr
-    if resumed_on == 1:
-        ended = [astra_rl("resume", output, cwd=workplace)]
-    else:
-        ended = started(processes(resumed_on), "resume", output, cwd=workplace)
-    assert [each.returncode for each in ended] == [0] * resumed_on, ended
+    check_end_and_resume(done, rank, begun, output, resumed_on, workplace, processes)
     assert results(Path(output)) == alone
 
 
@@ -170,16 +183,7 @@ def test_a_run_with_shards_resumes_after_a_kill(
     options = {"monkeypatch": monkeypatch, "settings": SHARDED}
     begun = time.monotonic()
     done = happening(workplace, output, 2, *event, **options)  # type: ignore[arg-type]
-    assert time.monotonic() - begun < 60  # the machine may be busy
-    assert done[rank] is None
-    (survivor,) = [each for each in done if each is not None]
-    assert survivor.returncode == 130
-    assert f"Continue with: astra-rl resume {output}" in survivor.stderr
-    if resumed_on == 1:
-        ended = [astra_rl("resume", output, cwd=workplace)]
-    else:
-        ended = started(processes(resumed_on), "resume", output, cwd=workplace)
-    assert [each.returncode for each in ended] == [0] * resumed_on, ended
+    check_end_and_resume(done, rank, begun, output, resumed_on, workplace, processes)
     found = results(Path(output))
     if resumed_on == 2:
         assert found == sharded  # to the last bit

@@ -492,6 +492,16 @@ class StopsAt(Display):
             signal.raise_signal(signal.SIGTERM)
 
 
+def check_equal_runs(run, other):
+    """Check that two runs played the same and ended with the same adapter, to the last bit."""
+    assert played(run) == played(other)
+    weights = [
+        (each.checkpoints / "last" / "adapter_model.safetensors").read_bytes()
+        for each in (run, other)
+    ]
+    assert weights[0] == weights[1]
+
+
 def played(folder):
     with AttemptLog(folder.attempts) as log:
         return [
@@ -522,12 +532,7 @@ def test_a_run_that_plays_ahead_is_resumed_after_a_signal_as_if_there_had_been_n
         with pytest.raises(InterruptedRunError):
             run_experiment(resolve(config), parts, StopsAt(step))
     run_experiment(resolve(config), parts)
-    assert played(parts) == played(whole)
-    weights = [
-        (each.checkpoints / "last" / "adapter_model.safetensors").read_bytes()
-        for each in (whole, parts)
-    ]
-    assert weights[0] == weights[1]
+    check_equal_runs(parts, whole)
     metrics = [json.loads(line) for line in whole.metrics.read_text().splitlines()]
     assert [each["sampling/staleness"] for each in metrics] == [0, 1, 1, 1, 1]
 
@@ -552,12 +557,7 @@ def test_a_run_that_plays_ahead_ends_when_its_servers_do_and_is_resumed(
     assert step == 3  # the step during which the servers failed is complete
     assert state["ahead"]["failed"]["number"] == 3
     run_experiment(resolve(config), parts)
-    assert played(parts) == played(whole)
-    weights = [
-        (each.checkpoints / "last" / "adapter_model.safetensors").read_bytes()
-        for each in (whole, parts)
-    ]
-    assert weights[0] == weights[1]
+    check_equal_runs(parts, whole)
 
 
 def test_what_reads_hidden_states_or_trains_the_target_is_refused(servers, folder):

@@ -228,6 +228,13 @@ def test_a_failed_server_is_drained_and_used_again_when_it_is_back(servers, capl
     assert pool._servers[first].failures == 0
 
 
+def test_a_request_does_not_use_up_its_tries_at_one_server(servers):
+    """However soon a server that failed it is back."""
+    pool = pool_of(servers, first_wait=1e-6, max_tries=2)
+    servers[pool.assignment(PROMPTS)[0]].fails = 500
+    assert_sampled_from(make().model, sample(pool))
+
+
 def test_a_server_that_is_gone_is_replaced(servers):
     pool = pool_of(servers)
     servers[pool.assignment(PROMPTS)[0]].close()

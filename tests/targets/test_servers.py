@@ -60,9 +60,20 @@ def test_a_server_that_fails_is_drained_and_the_others_answer(
 
 def test_a_server_that_does_not_answer_is_drained(pair: tuple[Endpoint, Endpoint]) -> None:
     pair[0].fault = lambda number: Fault(wait=30.0)
-    # Waits between tries are short here, so a call may meet the silent server several times.
-    found = pool(*pair, timeout=3.0, max_tries=20).respond(TEXTS[:6])
+    found = pool(*pair, timeout=3.0, max_tries=2).respond(TEXTS[:6])
     assert found == [f"you said {text}" for text in TEXTS[:6]]
+
+
+def test_a_call_goes_to_a_server_that_failed_it_least(pair: tuple[Endpoint, Endpoint]) -> None:
+    """However short the drain is, so that no call uses up its tries at one server."""
+    pair[0].fault = lambda number: error(401)
+    found = pool(*pair, first_wait=1e-4, max_tries=2).respond(TEXTS)
+    assert found == [f"you said {text}" for text in TEXTS]
+    servers = Servers(["one", "other"], first_wait=0.0)
+    first = servers.choose("x")
+    assert servers.choose("x", {first: 1}) == 1 - first
+    assert servers.choose("x", {first: 1, 1 - first: 1}) == first
+    assert servers.choose("x", {first: 1, 1 - first: 2}) == first
 
 
 def test_a_server_that_is_back_is_used_again(pair: tuple[Endpoint, Endpoint]) -> None:

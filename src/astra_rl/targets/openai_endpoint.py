@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal
@@ -153,19 +154,23 @@ class OpenAITarget(RemoteTarget):
 
         async with AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(each.open()) for each in self._clients]
+            failures: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
             async def send(chat: Chat) -> Answer[Utterance]:
-                at = self._servers.choose(str([dict(each) for each in chat.messages]))
+                call = str([dict(each) for each in chat.messages])
+                at = self._servers.choose(call, failures.get(call, {}))
                 try:
                     async with asyncio.timeout(timeout):
                         answer = await self._send(self._clients[at], clients[at], chat)
                 except TimeoutError:
-                    error = CallError("timed out", retryable=True, overload=True)
-                    raise self._servers.failed(at, error) from None
+                    failure = CallError("timed out", retryable=True, overload=True)
                 except CallError as error:
-                    raise self._servers.failed(at, error) from None
-                self._servers.succeeded(at)
-                return answer
+                    failure = error
+                else:
+                    self._servers.succeeded(at)
+                    return answer
+                failures[call][at] += 1
+                raise self._servers.failed(at, failure)
 
             yield send
 

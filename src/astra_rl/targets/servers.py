@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.redaction import redact_message
@@ -51,7 +52,7 @@ class Servers:
         self._servers = [_Server(name) for name in names]
         self._first_wait = first_wait
 
-    def choose(self, call: str) -> int:
+    def choose(self, call: str, failed: Mapping[int, int] = MappingProxyType({})) -> int:
         """Return the index of the server for a call: that of a hash, among those that are up.
 
         Highest random weight hashing: without one server, only its calls move. If none is up, it is
@@ -59,15 +60,17 @@ class Servers:
 
         Args:
             call: What the call sends; equal calls have the same server.
+            failed: How often each server failed this call. One that did so least often is chosen,
+                so that a server that is back for a moment does not use up all tries of a call.
         """
 
-        def weight(index: int) -> bytes:
+        def rank(index: int) -> tuple[int, bytes]:
             text = f"{self._servers[index].name}\0{call}".encode("utf-8", "surrogatepass")
-            return hashlib.blake2b(text, digest_size=8).digest()
+            return -failed.get(index, 0), hashlib.blake2b(text, digest_size=8).digest()
 
         up = self._up()
         if up:
-            return max(up, key=weight)
+            return max(up, key=rank)
         return min(range(len(self._servers)), key=lambda at: self._servers[at].not_before)
 
     def succeeded(self, index: int) -> None:

@@ -253,6 +253,8 @@ class _Batch:
                 if not error.retryable and not error.permanent:
                     break
                 self._drain(server, error)
+                # Last for this request: else one that is back at once could use up all its tries.
+                order.append(order.pop(order.index(index)))
             else:
                 server.failures = 0
                 return sample

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -288,15 +289,21 @@ def change_time(probe):
 
 @pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
 @pytest.mark.parametrize("written", [False, True], ids=["read", "write"])
-@pytest.mark.parametrize("remembered", ["never", "by a reader", "by its writer"])
+@pytest.mark.parametrize(
+    "remembered", ["never", "by a reader", "by its writer", "by a killed writer"]
+)
 @pytest.mark.usefixtures("remembering")
 def test_an_index_that_is_not_of_its_log_is_made_again(
     path, forge, written, remembered, monkeypatch
 ):
     if remembered == "by its writer":
         monkeypatch.setattr(verified_logs, "WRITTEN", 0)
-    write(path, (attempt(number, 0.9 if number % 10 == 0 else 0.1) for number in range(COUNT)))
-    if remembered == "by its writer":
+    made = [attempt(number, 0.9 if number % 10 == 0 else 0.1) for number in range(COUNT)]
+    if remembered == "by a killed writer":
+        in_killed_writer(path, made)
+    else:
+        write(path, made)
+    if "writer" in remembered:
         assert is_remembered(path)
     times = {"never": lambda path: {}, "by a reader": verify}.get(remembered, after_a_tick)(path)
     forge(path)
@@ -316,7 +323,96 @@ def test_an_index_that_is_not_of_its_log_is_made_again(
 
 
 def is_remembered(path):
-    return verified_logs.is_verified(path, verified_logs.status_of(path, index_of(path)))
+    return verified_logs.is_verified(path, verified_logs.current_status(path, index_of(path)))
+
+
+def in_killed_writer(path, attempts, *, then=lambda log: None):
+    """Append attempts in a process that is killed before it closes the log."""
+    child = os.fork()
+    if child == 0:
+        log = AttemptLog(path, write=True, flush_every=20)
+        for each in attempts:
+            log.append(each)
+        then(log)
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def must_not_be_called(monkeypatch, *names):
+    for name in names:
+        monkeypatch.setattr(record_index, name, None)
+
+
+@pytest.mark.parametrize("unflushed", [0, 7])
+@pytest.mark.usefixtures("remembering")
+def test_what_a_killed_writer_left_is_indexed_from_where_the_index_ends(
+    path, unflushed, monkeypatch
+):
+    count = 40 + unflushed
+    in_killed_writer(path, map(attempt, range(count)))
+    after_a_tick(path)
+    must_not_be_called(monkeypatch, "is_derived_from")
+    for _ in range(2):  # what the first one added is not verified by the second
+        with AttemptLog(path) as log:
+            assert list(log) == [attempt(number) for number in range(count)]
+        after_a_tick(path)
+    write(path, [attempt(999)])
+    monkeypatch.undo()
+    with AttemptLog(path) as log:
+        assert len(log) == count + 1
+
+
+@pytest.mark.usefixtures("remembering")
+def test_a_line_that_a_killed_writer_left_incomplete_is_left_out(path, caplog):
+    in_killed_writer(
+        path, map(attempt, range(25)), then=lambda log: log._file.write(b'{"schema_version": 1,')
+    )
+    for _ in range(2):
+        with AttemptLog(path) as log:
+            assert len(log) == 25
+            assert log.health.torn == 21
+    assert "cut off by a crash" in caplog.text
+
+
+@pytest.mark.usefixtures("remembering")
+def test_readers_of_a_run_in_progress_do_not_verify_what_its_writer_wrote(path, monkeypatch):
+    with AttemptLog(path, write=True, flush_every=4) as log:
+        for number in range(10):
+            log.append(attempt(number))
+        must_not_be_called(monkeypatch, "is_derived_from")
+        after_a_tick(path)
+        for number in range(10, 14):
+            with AttemptLog(path) as reader:
+                assert len(reader) == number
+            log.append(attempt(number))
+
+
+@pytest.mark.usefixtures("remembering")
+def test_a_file_system_with_coarse_times_proves_nothing_about_a_killed_writer(path, monkeypatch):
+    monkeypatch.setattr(verified_logs.Stamp, "is_exact", False)
+    in_killed_writer(path, map(attempt, range(COUNT)))
+    assert not is_remembered(path)
+
+
+@pytest.mark.usefixtures("remembering")
+def test_an_index_that_was_made_again_is_of_its_log_and_not_verified(path, monkeypatch):
+    make_missing(path)
+    for _ in range(2):
+        with AttemptLog(path) as log:
+            assert len(log) == COUNT
+        must_not_be_called(monkeypatch, "is_derived_from", "insert")
+    shutil.copytree(path.parent, path.parent.with_name("copy"))
+    monkeypatch.setattr(record_index, "is_derived_from", index_seal.is_derived_from)
+    with AttemptLog(path.parent.with_name("copy") / path.name) as log:
+        assert len(log) == COUNT  # verified, and not indexed again
+
+
+def test_a_writer_makes_a_missing_index_beside_its_place(path):
+    make_missing(path)
+    write(path, [attempt(999)])
+    with AttemptLog(path) as log:
+        assert len(log) == COUNT + 1
+    assert not list(path.parent.glob(".*"))
 
 
 @pytest.mark.usefixtures("remembering")
@@ -347,31 +443,30 @@ def test_what_a_writer_wrote_is_not_verified_again(path, settled, monkeypatch):
         assert len(log) == 2
 
 
-@pytest.mark.parametrize("reason", ["small", "other file", "longer", "being read", "unfinished"])
+@pytest.mark.parametrize("reason", ["small", "other file", "longer", "edited", "unfinished"])
 @pytest.mark.usefixtures("remembering")
 def test_a_writer_remembers_only_what_it_wrote_itself(path, reason, monkeypatch):
     monkeypatch.setattr(verified_logs, "WRITTEN", 1 << 30 if reason == "small" else 0)
-    with contextlib.ExitStack() as readers:
-        log = AttemptLog(path, write=True)
-        for number in range(COUNT):
-            log.append(attempt(number))
-        log.flush()
-        if reason == "other file":
-            shutil.copy2(path, path.with_name("other"))
-            path.with_name("other").replace(path)
-        elif reason == "longer":
-            with path.open("ab") as file:
-                file.write(b"not by the writer\n")
-        elif reason == "being read":
-            reader = readers.enter_context(contextlib.closing(sqlite3.connect(index_of(path))))
-            reader.execute("BEGIN")
-            assert reader.execute("SELECT count(*) FROM attempts").fetchone() == (COUNT,)
-            log.append(attempt(COUNT))
-        elif reason == "unfinished":
-            monkeypatch.setattr(AttemptLog, "_index_waiting", lambda *a: None)
-            log.append(attempt(COUNT))
-        log.close()
-        assert not is_remembered(path)
+    log = AttemptLog(path, write=True)
+    for number in range(COUNT):
+        log.append(attempt(number))
+    log.flush()
+    after_a_tick(path)
+    if reason == "other file":
+        shutil.copy2(path, path.with_name("other"))
+        path.with_name("other").replace(path)
+    elif reason == "longer":
+        with path.open("ab") as file:
+            file.write(b"not by the writer\n")
+    elif reason == "edited":
+        with path.open("r+b") as file:
+            file.write(path.read_bytes().replace(b"opening 1", b"opening 2", 1))
+        log.append(attempt(COUNT))
+    elif reason == "unfinished":
+        monkeypatch.setattr(AttemptLog, "_index_waiting", lambda *a: None)
+        log.append(attempt(COUNT))
+    log.close()
+    assert not is_remembered(path)
 
 
 def test_the_index_of_another_user_is_not_trusted(path, monkeypatch):
@@ -414,6 +509,10 @@ def test_a_log_is_verified_again_where_its_status_proves_nothing(path, changed, 
         monkeypatch.setattr(verified_logs, "SMALLEST", 1 << 20)
     elif changed == "recent":
         monkeypatch.setattr(verified_logs, "SETTLED", 3600.0)
+        monkeypatch.setattr(verified_logs, "SETTLED_IF_EXACT", 3600.0)
+        os.utime(path)
+        with AttemptLog(path):
+            pass
     else:
         index_of(path).with_name(f"{index_of(path).name}-wal").write_bytes(b"x")
     calls = []
@@ -430,7 +529,7 @@ def test_a_note_of_another_user_that_a_log_was_verified_is_not_believed(path, mo
     monkeypatch.setattr(verified_logs, "user_key", lambda: b"of somebody else")
     verify(path)
     monkeypatch.setattr(verified_logs, "user_key", lambda: b"mine")
-    assert not verified_logs.is_verified(path, verified_logs.status_of(path, index_of(path)))
+    assert not is_remembered(path)
     for note in ("", "\xff", "0" * 64, "0" * 10**6):
         verified_logs._place(path).write_text(note)
         with AttemptLog(path) as log:

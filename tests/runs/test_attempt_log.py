@@ -21,6 +21,7 @@ from astra_rl.errors import ConfigurationError, StorageError
 from astra_rl.evaluation.measures.summary import by_prompt, summarise, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, SchemaTooNewError
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
+from astra_rl.runs import attempt_log
 from astra_rl.runs.attempt_log import AttemptLog, LogInUseError, replacing_log
 
 
@@ -79,6 +80,42 @@ def test_a_reader_filters_and_orders_without_reading_texts(path):
         for wrong in ({"order": "size"}, {"colour": "red"}):
             with pytest.raises(ConfigurationError, match="orders are"):
                 list(log.rows(**wrong))
+
+
+@pytest.mark.parametrize("order", ["score", "logprob"])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.1, 0.3, 0.7, 0.9, math.nan]), st.sampled_from([None, -1.0, -2.0])
+        ),
+        max_size=20,
+    ),
+    st.integers(0, 20),
+    st.integers(0, 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_attempts_of_all_outcomes_come_in_one_order(order, made, limit, offset):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "attempts.jsonl"
+        write(path, [attempt(n, score, logprob=each) for n, (score, each) in enumerate(made)])
+        with AttemptLog(path) as log:
+            found = list(log.rows(order=order, limit=limit, offset=offset, target="t"))
+            ranked = sorted(
+                log.rows(),
+                key=lambda row: (value := getattr(row, order)) is None or -value,
+            )
+            ranked.sort(key=lambda row: getattr(row, order) is None)
+    assert found == ranked[offset : offset + limit]
+
+
+@pytest.mark.parametrize("order", ["score", "logprob"])
+@pytest.mark.parametrize("equal", [[], ["outcome"], ["phase"]])
+def test_the_highest_attempts_are_found_without_sorting_all(path, order, equal):
+    write(path, [attempt(0)])
+    query = attempt_log._query("id", order, equal)
+    with contextlib.closing(sqlite3.connect(path.with_name("attempts.jsonl.index"))) as index:
+        plan = index.execute(f"EXPLAIN QUERY PLAN {query}", dict.fromkeys(equal, "x")).fetchall()
+    assert not [step for *_, step in plan if "TEMP B-TREE" in step]
 
 
 @given(
@@ -343,6 +380,33 @@ def test_attempts_are_synced_in_batches_and_before_the_index_knows_of_them(path,
         for number in range(10):
             log.append(attempt(number))
     assert synced == [(4, 0), (8, 4), (10, 8)]
+
+
+class FullDisk:
+    """A file that can take half of one write."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+
+def test_an_attempt_that_could_not_be_written_whole_is_not_written_at_all(path):
+    with AttemptLog(path, write=True) as log:
+        log.append(attempt(0))
+        file, log._file = log._file, FullDisk(log._file)
+        with pytest.raises(StorageError, match="No space left"):
+            log.append(attempt(1))
+        log._file = file
+        log.append(attempt(2))
+    assert path.read_text() == "".join(f"{attempt(n).to_json()}\n" for n in (0, 2))
+    with AttemptLog(path) as log:
+        assert list(log) == [attempt(0), attempt(2)]
 
 
 def names_in(folder):

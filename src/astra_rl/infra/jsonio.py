@@ -116,6 +116,19 @@ def _parse(
     return data
 
 
+def is_within_limits(text: str | bytes) -> bool:
+    """Whether a parser without limits may read a text: `parse_json` cannot find it too large.
+
+    It is False for some texts that `parse_json` accepts, for instance with many short lists.
+    """
+    encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    is_short = b"0" * (MAX_DIGITS + 1) not in encoded.translate(_ALL_DIGITS_ALIKE)
+    return is_short and _brackets(encoded) <= MAX_DEPTH
+
+
+_ALL_DIGITS_ALIKE = bytes.maketrans(b"123456789", b"000000000")
+
+
 def _brackets(text: str | bytes) -> int:
     """Return the number of opening brackets: there are no more levels. UTF-16 has them too."""
     if isinstance(text, str):
@@ -296,14 +309,18 @@ def indented(data: Any) -> str:
     return json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def json_line(data: Any) -> str:
+def json_line(data: Any, *, is_plain: bool = False) -> str:
     """Return `data` as one line of JSON, without the newline.
 
     U+0085, U+2028 and U+2029 are escaped, because some readers treat them as line ends. Credentials
     of the environment are redacted, also if nothing else has registered them.
+
+    Args:
+        data: See `jsonable`.
+        is_plain: See `unredacted_line`.
     """
     learn_from_environment()
-    return redact(unredacted_line(data))
+    return redact(unredacted_line(data, is_plain=is_plain))
 
 
 def unredacted_line(data: Any, *, is_plain: bool = False) -> str:
@@ -315,4 +332,4 @@ def unredacted_line(data: Any, *, is_plain: bool = False) -> str:
             surrogates, so `jsonable` is left out.
     """
     line = json.dumps(data if is_plain else jsonable(data), ensure_ascii=False, allow_nan=False)
-    return line.translate(_LINE_ENDS)
+    return line if line.isascii() else line.translate(_LINE_ENDS)

@@ -85,6 +85,8 @@ _registered: frozenset[str] = frozenset()
 _forms: tuple[str, ...] = ()
 _without_secrets: dict[str, str] = {}
 """Environment variables that were seen to hold none; they are looked through for every record."""
+_learned: tuple[Mapping[Any, Any], frozenset[str]] = ({}, frozenset())
+"""The environment that was looked through last, and what was registered then."""
 
 
 def keep_secret(value: str) -> None:
@@ -113,6 +115,12 @@ def _password_of_basic(value: str) -> str:
 
 def learn_from_environment() -> None:
     """Register the values of environment variables by name, and passwords in URLs."""
+    global _learned
+    # Decoding all variables takes longer than writing a record; what they are decoded from is
+    # compared instead, where this Python has it.
+    environment = dict(getattr(os.environ, "_data", os.environ))
+    if _learned[1] is _registered and _learned[0] == environment:
+        return
     for name, value in os.environ.items():
         if _without_secrets.get(name) == value:
             continue
@@ -122,6 +130,7 @@ def learn_from_environment() -> None:
             _learn_from_text(value)
         else:
             _without_secrets[name] = value
+    _learned = (environment, _registered)
 
 
 def learn_from(settings: Any) -> None:

@@ -29,7 +29,13 @@ from astra_rl.infra.checkpointing import sync
 from astra_rl.infra.redaction import REDACTED
 from astra_rl.logging import logger
 from astra_rl.runs.index_seal import COLUMNS, is_derived_from, schema_of, seal, values_of
-from astra_rl.runs.verified_logs import is_verified, remember_verified, status_of
+from astra_rl.runs.verified_logs import (
+    current_status,
+    is_verified,
+    remember_indexed,
+    remember_verified,
+    settled_stamp,
+)
 
 _INDEX_VERSION = 7
 _TABLES = f"""
@@ -43,13 +49,17 @@ CREATE TABLE attempts (
     judge_id TEXT NOT NULL, threshold REAL NOT NULL, category TEXT NOT NULL, judged INTEGER,
     utility REAL, first_missing_turn INTEGER, seal BLOB NOT NULL
 );
-CREATE INDEX by_score ON attempts (outcome, score DESC, sequence);
-CREATE INDEX by_logprob ON attempts (outcome, logprob DESC, sequence);
 CREATE TABLE state (indexed INTEGER NOT NULL, unreadable INTEGER NOT NULL);
 INSERT INTO state VALUES (0, 0);
 PRAGMA user_version = {_INDEX_VERSION};
 COMMIT;
 """
+_ORDERS = """
+CREATE INDEX by_score ON attempts (outcome, score DESC, sequence);
+CREATE INDEX by_logprob ON attempts (outcome, logprob DESC, sequence);
+"""
+_CACHE_KIB = 1 << 16
+"""Memory of SQLite, in KiB, while an index is made: the ids come in random order."""
 BATCH = 1000
 """Number of attempts that are indexed in one transaction."""
 PATIENCE = 1.0
@@ -163,9 +173,12 @@ def _open_and_catch_up(
     if _indexed(connection) == path.stat().st_size:
         return connection, Health(0, _unreadable(connection))
     # Behind the log: a writer is active, or died before it indexed its last attempts.
+    before = settled_stamp(path)
     try:
         with contextlib.closing(sqlite3.connect(index_path(path), timeout=PATIENCE)) as shared:
-            return connection, catch_up(path, shared)
+            health = catch_up(path, shared)
+        remember_indexed(path, index_path(path), before)
+        return connection, health
     except sqlite3.OperationalError as error:
         if is_busy(error):  # another process updates it
             return connection, Health(0, _unreadable(connection))
@@ -176,24 +189,42 @@ def _open_and_catch_up(
 
 def _made_again(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.Connection, Health]:
     """Rebuild the index of a log, and install it unless the log has a writer."""
-    index = index_path(path)
-    made = index.with_name(f"{_leftover(index)}{os.getpid()}-{secrets.token_hex(4)}")
+    index, before = index_path(path), settled_stamp(path)
+    made = _beside(index)
     try:
         resources.callback(made.unlink, missing_ok=True)
-        with contextlib.closing(_new_index(str(made))) as connection:
-            health = catch_up(path, connection)
-            # Without WAL, readers of the index would block the next writer.
-            connection.execute("PRAGMA journal_mode = WAL")
-        sync(made)
+        health = _make_index(path, made)
         with contextlib.suppress(LogInUseError), lock(path):
             remove_index(path)
             made.replace(index)
             made = index
+            remember_indexed(path, index, before)
         connection = sqlite3.connect(f"{made.absolute().as_uri()}?mode=ro", uri=True)
         return resources.enter_context(contextlib.closing(connection)), health
     except (OSError, sqlite3.OperationalError):  # the disk is full, or read-only
         own = resources.enter_context(contextlib.closing(_new_index("")))
         return own, catch_up(path, own)
+
+
+def _beside(index: Path) -> Path:
+    """Return a new name for an index that is being made."""
+    return index.with_name(f"{_leftover(index)}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _make_index(path: Path, made: Path) -> Health:
+    """Make the index of a log in a new file, which no other process knows yet."""
+    with contextlib.closing(sqlite3.connect(made)) as connection:
+        # If this process dies, the file is not used.
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.executescript(_TABLES)
+        health = catch_up(path, connection)
+        connection.executescript(_ORDERS)  # sorting all rows once is faster than row by row
+        # Without WAL, readers of the index would block the next writer.
+        connection.execute("PRAGMA journal_mode = WAL")
+    sync(made)
+    return health
 
 
 def _is_being_written(path: Path) -> bool:
@@ -220,7 +251,16 @@ def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
     known = _open_index_to_read(path)
     if known is None:
         remove_index(path)
-        connection = _new_index(str(index))
+        if path.stat().st_size:
+            made = _beside(index)
+            try:
+                _make_index(path, made)
+                made.replace(index)
+            finally:
+                made.unlink(missing_ok=True)
+            connection = sqlite3.connect(index, timeout=PATIENCE)
+        else:
+            connection = _new_index(str(index))
     else:
         known.close()
         connection = sqlite3.connect(index, timeout=PATIENCE)
@@ -264,7 +304,7 @@ def reading_index(path: Path) -> Iterator[None]:
 def _new_index(database: str) -> sqlite3.Connection:
     """Create an empty index; with an empty name it is a temporary file."""
     connection = sqlite3.connect(database, timeout=PATIENCE)
-    connection.executescript(_TABLES)
+    connection.executescript(_TABLES + _ORDERS)
     return connection
 
 
@@ -273,15 +313,16 @@ def _open_index_to_read(path: Path) -> sqlite3.Connection | None:
     index = index_path(path)
     if not index.is_file():
         return None
-    status = status_of(path, index)
+    status = current_status(path, index)
     connection = _connect_to_read(index)
     if is_verified(path, status):
         return connection
+    is_settled = status is not None and status.settles_in <= 0
     try:
         connection.execute("BEGIN")  # one snapshot, also if a writer is active
         with connection:
             if is_derived_from(path, connection, _schema()):
-                if status == status_of(path, index):  # not changed meanwhile
+                if is_settled and status == current_status(path, index):  # not changed meanwhile
                     remember_verified(path, status)
                 return connection
     except DAMAGE as error:
@@ -368,7 +409,7 @@ def warn_of_damage(path: Path, index: sqlite3.Connection, health: Health) -> Non
 
 
 def _first_unreadable(path: Path, index: sqlite3.Connection) -> str:
-    starts = index.execute("SELECT start FROM attempts ORDER BY start")
+    starts = index.execute("SELECT start FROM attempts ORDER BY sequence")
     expected = next(starts, (None,))[0]
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):

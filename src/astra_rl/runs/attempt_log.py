@@ -3,8 +3,8 @@
 The JSONL file is authoritative; the index can be deleted at any time and is rebuilt. One process
 writes; any number of processes read concurrently.
 
-A crash loses at most the attempts since the last `AttemptLog.flush`. An incomplete last line is
-ignored and reported, and the next writer removes it.
+A killed process loses no attempt that it appended, a loss of power at most those since the last
+`AttemptLog.flush`. An incomplete last line is ignored and reported, and the next writer removes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import IO, Any, Literal, NamedTuple, Self
@@ -41,7 +41,7 @@ from astra_rl.runs.attempt_index import (
     warn_of_damage,
 )
 from astra_rl.runs.index_seal import COLUMNS
-from astra_rl.runs.verified_logs import Status, current_status, remember_written
+from astra_rl.runs.verified_logs import Status, WriterNote, current_status, remember_written
 
 __all__ = ["AttemptLog", "Health", "LogInUseError", "replacing_log"]
 
@@ -114,7 +114,9 @@ class AttemptLog:
     def _open_to_write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._resources.enter_context(lock(self.path, patience=PATIENCE))
-        self._file = self._resources.enter_context(open(self.path, "ab"))  # noqa: SIM115
+        # Without a buffer: what is appended is in the file if the process is killed.
+        file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self._file = self._resources.enter_context(file)
         self._indexing = self._resources.enter_context(contextlib.ExitStack())
         try:
             self._open_index()
@@ -129,6 +131,9 @@ class AttemptLog:
         if self.health.torn:
             self._file.truncate(self.path.stat().st_size - self.health.torn)
         self._file.seek(0, os.SEEK_END)
+        note = WriterNote(self.path, index_path(self.path), self._file.fileno())
+        self._note = self._resources.enter_context(contextlib.closing(note))
+        self._note.update()
 
     def _open_index(self) -> None:
         self._index = self._indexing.enter_context(open_to_add(self.path))
@@ -142,7 +147,10 @@ class AttemptLog:
         self._open_index()
 
     def append(self, attempt: Attempt) -> None:
-        """Append an attempt; it is durable after the next flush, automatic or by `flush`.
+        """Append an attempt; after the next flush it also survives a loss of power.
+
+        The flush is automatic, or by `flush`. An attempt that cannot be written whole is not
+        written at all.
 
         Raises:
             ConfigurationError: The log was not opened for writing, or is closed.
@@ -151,9 +159,19 @@ class AttemptLog:
         if self._file is None or self._file.closed:
             raise ConfigurationError(f"{self.path} is not open for writing; pass write=True.")
         line = attempt.to_json().encode() + b"\n"
-        self._waiting.append((attempt, self._file.tell(), line))
+        start = self._file.tell()
+        self._note.begin()
         with storing(self.path):
-            self._file.write(line)
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                self._file.truncate(start)
+                self._file.seek(start)
+                raise
+        self._waiting.append((attempt, start, line))
+        self._remember()
         if len(self._waiting) >= self.flush_every:
             self.flush()
 
@@ -165,9 +183,13 @@ class AttemptLog:
         """
         if self._file is not None and self._waiting:
             with storing(self.path):
-                self._file.flush()
                 os.fsync(self._file.fileno())
                 self._index_waiting(self._file.tell())
+            self._remember()
+
+    def _remember(self) -> None:
+        if self._is_remembered:
+            self._note.update()
 
     def _index_waiting(self, end: int) -> None:
         """Index the attempts that were written up to this offset."""
@@ -204,7 +226,7 @@ class AttemptLog:
     def _close_index(self) -> Status | None:
         """Close the index of a writer; return the status of the files if it has the whole log."""
         assert self._file is not None
-        if self._waiting or self.health.torn:
+        if self._waiting or self.health.torn or not self._note.is_own:
             return None
         with contextlib.suppress(OSError, sqlite3.DatabaseError):
             # An open reader keeps the write-ahead log; empty, it changes nothing in the index.
@@ -324,7 +346,7 @@ class AttemptLog:
                 yield attempt
 
     def _select(
-        self, columns: str, order: str, limit: int | None, offset: int, equal: dict[str, str]
+        self, columns: str, order: Order, limit: int | None, offset: int, equal: dict[str, str]
     ) -> Iterator[list[tuple[Any, ...]]]:
         known = ("phase", "attacker", "target", "outcome", "prompt_id")
         if order not in _ORDERS or not set(equal) <= set(known):
@@ -332,20 +354,29 @@ class AttemptLog:
                 f"order={order!r}, filters {sorted(equal)}; orders are {', '.join(_ORDERS)} and "
                 f"filters {', '.join(known)}."
             )
-        where = " AND ".join(f"{name} = ?" for name in equal) or "1"
-        query = (
-            f"SELECT {columns} FROM attempts WHERE {where} ORDER BY {_ORDERS[order]} "
-            "LIMIT ? OFFSET ?"
-        )
-        values = [str(value) for value in equal.values()]
+        query = f"{_query(columns, order, list(equal))} LIMIT :limit OFFSET :offset"
+        values = {name: str(value) for name, value in equal.items()}
+        part = {"limit": -1 if limit is None else limit, "offset": offset}
         with reading_index(self.path):
-            found = self._index.execute(query, (*values, -1 if limit is None else limit, offset))
+            found = self._index.execute(query, {**values, **part})
+        width = columns.count(",") + 1
         while True:
             with reading_index(self.path):  # not around the yield, where callers may raise
                 batch = found.fetchmany(BATCH)
             if not batch:
                 return
-            yield batch
+            yield [row[:width] for row in batch]
+
+
+def _query(columns: str, order: Order, equal: Sequence[str]) -> str:
+    """Return a query for these columns in this order; more columns may follow them."""
+    where = " AND ".join(f"{name} = :{name}" for name in equal) or "1"
+    if order not in ("score", "logprob") or "outcome" in equal:
+        return f"SELECT {columns} FROM attempts WHERE {where} ORDER BY {_ORDERS[order]}"
+    # The indexes begin with the outcome: SQLite merges those of all outcomes, without sorting.
+    ranked = f"SELECT {columns}, {order} AS ranked, sequence AS place FROM attempts WHERE {where}"
+    parts = (f"{ranked} AND outcome = '{outcome}'" for outcome in Outcome)
+    return f"{' UNION ALL '.join(parts)} ORDER BY ranked DESC, place"
 
 
 _OUTCOME = AttemptRow._fields.index("outcome")

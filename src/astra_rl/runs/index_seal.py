@@ -67,7 +67,8 @@ def is_derived_from(log: Path, index: sqlite3.Connection, schema: list[tuple[Any
     found, at = 0, 0
     begun = hashlib.blake2b(key=user_key(), digest_size=16)
     with open(log, "rb", buffering=1 << 20) as file:
-        for start, size, sealed, *values in rows:
+        for row in rows:
+            start, size, sealed = row[:3]
             if not 0 <= start < start + size <= indexed:
                 return False
             if start != at:  # lines without a row
@@ -77,7 +78,7 @@ def is_derived_from(log: Path, index: sqlite3.Connection, schema: list[tuple[Any
                 found += lines
             line = file.read(size)
             at = start + size
-            if sealed != _sealed(begun, start, tuple(values), line):
+            if sealed != _sealed(begun, start, row[3:], line):
                 return False
         rest = _unreadable_until(file, indexed, index)
     return rest is not None and found + rest == unreadable

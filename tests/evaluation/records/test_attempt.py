@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -153,3 +154,39 @@ def test_an_error_does_not_repeat_what_a_model_wrote(attempt):
     with pytest.raises(ConfigurationError) as found:
         Attempt.from_json(json.dumps(data))
     assert "OFFENSIVE" not in str(found.value)
+
+
+CHANGES = [
+    *(("reward", value) for value in ("1e999", "-0", "1E5", "9" * 299, "9" * 301, "9" * 5000)),
+    *(("reward", value) for value in ("NaN", "-Infinity", "01", ".5", "true", '"1"')),
+    *(("attack", value) for value in (r'"\ud800"', r'"\u0000"', '"\u2028"', '"a\nb"', "1", "null")),
+    *(("trial", value) for value in ("1.0", '1, "trial": 2', '1, "trial": -1', "true", "1e3")),
+    *(("branch", value) for value in ("[1]", "[1.0]", "{}", '"12"', "[" * 101 + "]" * 101)),
+    *(("seed", value) for value in (str(2**64 - 1), str(2**64), str(-(2**63)))),
+    *(("outcome", value) for value in ('"success"', '"nothing"', "null")),
+    *(("schema_version", value) for value in ("2", "true", "0", '1, "more": 1')),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGES)
+@pytest.mark.parametrize("form", [str, str.encode], ids=["text", "bytes"])
+def test_a_line_is_read_alike_by_the_fast_parser_and_the_strict_one(
+    attempt, monkeypatch, name, value, form
+):
+    line = re.sub(rf'"{name}": [^,\]]*(\[\])?', lambda _: f'"{name}": {value}', attempt().to_json())
+
+    def read():
+        try:
+            return Attempt.from_json(form(line))
+        except ConfigurationError as error:
+            return str(error)
+
+    fast = read()
+    monkeypatch.setattr("astra_rl.evaluation.records.attempt.is_within_limits", lambda text: False)
+    assert read() == fast
+
+
+def test_a_copy_with_values_that_are_no_json_is_written_as_strict_json(attempt):
+    odd = attempt().model_copy(update={"error": "half \ud800", "seconds": math.nan})
+    assert json.loads(odd.to_json())["error"] == "half \ufffd"
+    assert json.loads(odd.to_json())["seconds"] is None

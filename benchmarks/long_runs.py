@@ -120,12 +120,14 @@ def measure(arguments: list[str]) -> dict[str, Any]:
     """Run a command; return its peak memory and its times."""
     code = (
         "import resource, sys, time\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from peak import peak_mib\n"
         "from astra_rl.cli.main import run\n"
         "started = time.perf_counter()\n"
         "try:\n    run()\n"
         "finally:\n"
         "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "    print('USED', used.ru_maxrss / 1024, used.ru_utime + used.ru_stime,"
+        "    print('USED', peak_mib(), used.ru_utime + used.ru_stime,"
         " time.perf_counter() - started)\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

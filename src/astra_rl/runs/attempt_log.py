@@ -182,6 +182,7 @@ class AttemptLog:
             StorageError: The disk is full, or read-only.
         """
         if self._file is not None and self._waiting:
+            self._note.begin()
             with storing(self.path):
                 os.fsync(self._file.fileno())
                 self._index_waiting(self._file.tell())

@@ -133,10 +133,15 @@ def _status(log: Stamp, index: Path) -> Status | None:
 def settled_stamp(log: Path) -> Stamp | None:
     """Return the stamp of a log whose next change will show; None if it may not.
 
+    A log of exact times, which may have a writer, is waited for: a tenth of a second at most.
+
     Raises:
         OSError: The file cannot be examined.
     """
     stamp = Stamp.of(log.stat())
+    if stamp.size >= SMALLEST and stamp.is_exact:
+        time.sleep(min(SETTLED_IF_EXACT, max(0.0, stamp.settles_in)))
+        stamp = Stamp.of(log.stat())
     return stamp if stamp.settles_in <= 0 else None
 
 
@@ -172,13 +177,13 @@ class WriterNote:
 
     def __init__(self, log: Path, index: Path, file: int) -> None:
         self.is_own = True
-        self._name, self._place = os.path.realpath(log), _place(log)
+        self._path, self._name = log, os.path.realpath(log)
         self._index, self._log = index, file
         self._known = Stamp.of(os.fstat(file))
         self._file: IO[bytes] | None = None
 
     def begin(self) -> None:
-        """Find out, before the writer changes the log, whether another process has changed it."""
+        """Find out, before the writer goes on, whether another process has changed the log."""
         self.is_own = self.is_own and Stamp.of(os.fstat(self._log)) == self._known
 
     def update(self) -> None:
@@ -188,9 +193,10 @@ class WriterNote:
             status = _status(self._known, self._index) if self.is_own else None
             if status is not None and status.is_exact:
                 if self._file is None:
-                    self._place.parent.mkdir(parents=True, exist_ok=True)
-                    self._place.touch()
-                    self._file = open(self._place, "r+b", buffering=0)  # noqa: SIM115
+                    place = _place(self._path)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.touch()
+                    self._file = open(place, "r+b", buffering=0)  # noqa: SIM115
                 self._file.seek(0)
                 self._file.write(status.digest(self._name).encode("ascii"))
 

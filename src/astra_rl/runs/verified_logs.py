@@ -83,21 +83,21 @@ class Status(NamedTuple):
 
     Attributes:
         log: The log.
-        index: The index, and its write-ahead log unless it is empty.
+        beside: The index, and its write-ahead log unless it is empty.
     """
 
     log: Stamp
-    index: tuple[Stamp, ...]
+    beside: tuple[Stamp, ...]
 
     @property
     def settles_in(self) -> float:
         """Seconds until the next change of a file shows; 0 or less if it does already."""
-        return max(each.settles_in for each in (self.log, *self.index))
+        return max(each.settles_in for each in (self.log, *self.beside))
 
     @property
     def is_exact(self) -> bool:
         """Whether all times are exact, see `Stamp`."""
-        return all(each.is_exact for each in (self.log, *self.index))
+        return all(each.is_exact for each in (self.log, *self.beside))
 
     def digest(self, name: str) -> str:
         """Return an authenticated digest.
@@ -106,7 +106,7 @@ class Status(NamedTuple):
             name: Real path of the log.
         """
         # With the columns: an index that an earlier version verified has others, and is made again.
-        facts = (COLUMNS, name, [tuple(each) for each in (self.log, *self.index)])
+        facts = (COLUMNS, name, [tuple(each) for each in (self.log, *self.beside)])
         text = repr(facts).encode("utf-8", "surrogateescape")
         return hashlib.blake2b(text, key=user_key(), digest_size=32).hexdigest()
 

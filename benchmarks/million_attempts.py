@@ -4,13 +4,14 @@
     python benchmarks/million_attempts.py --attempts 10000000 --part opening
 
 Each stage runs in a process of its own, so that its peak memory is separate. Logs and indexes are
-made in bulk: the lines come from a template in the format of the library, and the rows of the index
-are sealed and inserted without parsing them. The first thousand are compared with what the library
-makes of the lines. The writer and the indexer of the library are measured on smaller logs.
+made in bulk: the lines come from a template in the format of the library, the rows of the index
+are sealed and inserted without parsing them, and the log is remembered as one of a writer is. The
+first thousand rows are compared with what the library makes of the lines. The writer and the
+indexer of the library are measured on smaller logs.
 
-Stages of opening: "verify" is the first opening after a copy, "open" any later one, and "killed"
-the one after a writer was killed. All of them count the attempts and find the highest score.
-"compare" compares a run with itself.
+Stages of opening: "verify" is the first opening of a copy, "open" any later one or that of a log
+that its writer closed, and "killed" the one after a writer was killed. All of them count the
+attempts and find the highest score. "compare" compares a run with itself.
 """
 
 from __future__ import annotations
@@ -39,15 +40,16 @@ from astra_rl.config.schema import RunConfig
 from astra_rl.evaluation.measures.comparisons import CategoryTally, PairTally, joined, side_of
 from astra_rl.evaluation.measures.summary import by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
 from astra_rl.evaluation.show.exports.table import write_parquet
 from astra_rl.runs import attempt_index
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.index_seal import seal, values_of
+from astra_rl.runs.verified_logs import remember_indexed, settled_stamp
 
 PROMPTS = 1000
+THRESHOLD = 0.5
 WRITTEN = 20_000
 """Attempts that the writer of the library writes."""
 INDEXED = 100_000
@@ -74,6 +76,7 @@ def attempt(number: int) -> Attempt:
         trial=number // PROMPTS,
         turns=[turn],
         judge="judge",
+        threshold=THRESHOLD,
         target="t",
         attacker="a",
     )
@@ -87,7 +90,7 @@ def total_of(number: int) -> float:
     return -1.0 - number % 97
 
 
-def template(prompt: int) -> tuple[str, AttemptRow]:
+def template(prompt: int) -> tuple[str, tuple[Any, ...]]:
     """Return the line of an attempt with places for what differs between trials, and its row."""
     made = attempt(prompt)
     line = made.to_json() + "\n"
@@ -101,31 +104,25 @@ def template(prompt: int) -> tuple[str, AttemptRow]:
     ):
         assert old in line, old
         line = line.replace(old, new)
-    return line, made.row
+    return line, values_of(made.row)
 
 
-def bulk(count: int) -> Iterator[tuple[bytes, AttemptRow]]:
-    """Yield lines of a log, and the rows of their index."""
+def bulk(count: int) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
+    """Yield lines of a log, and the values of their rows in the index."""
     templates = [template(prompt) for prompt in range(PROMPTS)]
     for number in range(count):
-        line, row = templates[number % PROMPTS]
+        text, values = templates[number % PROMPTS]
         score, total, trial = score_of(number), total_of(number), number // PROMPTS
         key = hashlib.blake2b(b"%d" % number, digest_size=8).hexdigest()
-        failed = score >= row.threshold
-        outcome = Outcome.SUCCESS if failed else Outcome.FAILURE
-        text = line % (key, trial, number, number, score, total, outcome.value)
-        row = row._replace(
-            id=key,
-            trial=trial,
-            outcome=outcome,
-            first_failing_turn=1 if failed else None,
-            last_turn_failed=failed,
-            score=score,
-            logprob=total,
+        failed = score >= THRESHOLD
+        outcome = "success" if failed else "failure"
+        line = (text % (key, trial, number, number, score, total, outcome)).encode()
+        row = (
+            *(key, *values[1:3], trial, *values[4:6], outcome, 1),
+            *(1 if failed else None, int(failed), score, total, *values[12:]),
         )
-        encoded = text.encode()
-        assert number >= PROMPTS or Attempt.from_json(encoded).row == row
-        yield encoded, row
+        assert number >= PROMPTS or row == values_of(Attempt.from_json(line).row)
+        yield line, row
 
 
 def make(path: Path, count: int) -> dict[str, Any]:
@@ -134,9 +131,8 @@ def make(path: Path, count: int) -> dict[str, Any]:
 
     def rows() -> Iterator[tuple[Any, ...]]:
         start = 0
-        for line, row in bulk(count):
+        for line, values in bulk(count):
             file.write(line)
-            values = values_of(row)
             yield (start, len(line), seal(start, values, line), *values)
             start += len(line)
 
@@ -153,6 +149,7 @@ def make(path: Path, count: int) -> dict[str, Any]:
             connection.execute("UPDATE state SET indexed = ?", (file.tell(),))
         connection.executescript(attempt_index._ORDERS)
         connection.execute("PRAGMA journal_mode = WAL")
+    remember_indexed(path, index, settled_stamp(path))
     return {"log_bytes": path.stat().st_size, "index_bytes": index.stat().st_size}
 
 
@@ -160,6 +157,11 @@ def open_only(path: Path, count: int) -> dict[str, Any]:
     with AttemptLog(path) as log:
         first = next(iter(log.attempts(order="score", limit=1)))
         return {"attempts": len(log), "highest": first.score}
+
+
+def verify(path: Path, count: int) -> dict[str, Any]:
+    attempt_index.is_verified = lambda log, status: False  # type: ignore[assignment]
+    return open_only(path, count)
 
 
 def kill(path: Path, count: int) -> dict[str, Any]:
@@ -232,7 +234,7 @@ def index(path: Path, count: int) -> dict[str, Any]:
 
 STAGES = {
     "make": make,
-    "verify": open_only,
+    "verify": verify,
     "open": open_only,
     "read": read,
     "compare": compare,
@@ -242,7 +244,6 @@ STAGES = {
     "write": write,
     "index": index,
 }
-OPENING = ("make", "verify", "open", "kill", "killed")
 
 
 def in_its_own_process(stage: str, path: Path, count: int) -> dict[str, Any]:
@@ -288,7 +289,7 @@ def measure_whole(count: int, place: Path) -> list[Row]:
         "index": in_its_own_process("index", place / "indexed" / "attempts.jsonl", INDEXED),
     }
     return [
-        *opening_rows(count, {stage: found[stage][count] for stage in OPENING}),
+        *opening_rows(count, {stage: each[count] for stage, each in found.items()}),
         *(
             Row(
                 f"memory of {name}, {count} attempts",
@@ -305,17 +306,18 @@ def measure_whole(count: int, place: Path) -> list[Row]:
 
 
 def measure_opening(count: int, place: Path) -> list[Row]:
-    """Measure only how a run is opened."""
+    """Measure only how a run is opened, and not after a copy."""
     path = place / str(count) / "attempts.jsonl"
-    found = {stage: in_its_own_process(stage, path, count) for stage in OPENING}
+    stages = ("make", "open", "kill", "killed")
+    found = {stage: in_its_own_process(stage, path, count) for stage in stages}
     shutil.rmtree(path.parent)
     return opening_rows(count, found)
 
 
 def opening_rows(count: int, found: dict[str, dict[str, Any]]) -> list[Row]:
-    details: dict[str, dict[str, Any]] = {
-        "open": {stage: found[stage] for stage in ("make", "verify", "open")},
-        "killed": {stage: found[stage] for stage in ("kill", "killed")},
+    details = {
+        stage: {each: found[each] for each in of if each in found}
+        for stage, of in (("open", ("make", "verify", "open")), ("killed", ("kill", "killed")))
     }
     names = {"open": "opening", "killed": "opening after the writer was killed"}
     return [

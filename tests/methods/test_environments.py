@@ -15,7 +15,9 @@ from astra_rl import (
     ASTProblem,
     ConfigurationError,
     Conversation,
+    Graph,
     Harness,
+    Node,
     Utterance,
 )
 from astra_rl.agents.assignment import assignments
@@ -457,7 +459,7 @@ def few_shot(**options):
 
 def shown(environment, count):
     briefs = [graph.children[0].context.brief for graph in environment.rollouts(range(count))]
-    return [re.findall(r"^\d+\. (.+)$", brief, re.MULTILINE) for brief in briefs]
+    return [re.findall(r"^\d+\. (.+)$", brief or "", re.MULTILINE) for brief in briefs]
 
 
 def test_the_attacker_is_shown_examples_as_a_list_that_it_continues():

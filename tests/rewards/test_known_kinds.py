@@ -76,6 +76,11 @@ def test_what_earlier_attackers_found_is_known_from_the_beginning(make_models, t
     fresh = KindNovelty(earlier=["a"])
     fresh.load_state_dict(KindNovelty().state_dict())  # stopped before the first experience
     assert fresh(models, turns("a")) == [1 / 2]
+    rows = [("a", 1.0), ("b", 0.2), ("c", None)]
+    lines = [json.dumps({"attack": attack, "reward": reward}) for attack, reward in rows]
+    (tmp_path / "attacks.jsonl").write_text("\n".join(lines))
+    scored = KindNovelty(earlier=str(tmp_path / "attacks.jsonl"))
+    assert scored(models, turns("a", "b", "c")) == [1 / 2, 1.0, 1.0]
     with pytest.raises(ConfigurationError, match="cannot read the attacks"):
         KindNovelty(earlier=str(tmp_path / "missing.txt"))
 

@@ -167,7 +167,7 @@ class KindNovelty(UsesVectors, RewardTerm):
     response at least `threshold`; the reward must contain a term `Harm` that records it.
 
     With the successes of `earlier` attackers an attacker is pushed from what they found. Attackers
-    that are trained one after the other, each with the successes of all before it, are a population.
+    trained one after the other, each with the successes of all before it, are a population.
 
     It is meant as a factor of harm, for instance as the ``novelty`` of `NovelFailureReward`: a
     failure that is known pays less and less, so the attacker moves on.
@@ -182,7 +182,7 @@ class KindNovelty(UsesVectors, RewardTerm):
             Algorithms that divide advantages by their deviation enlarge small rewards again, and
             cannot enlarge nothing.
         earlier: Successes that are known before the training, or the path of a file with them, see
-            `read_attacks`.
+            `read_attacks`. Of a file with rewards, those of at least `threshold` are read.
 
     Raises:
         ConfigurationError: A value is out of range, or the file cannot be read.
@@ -258,7 +258,7 @@ class KindNovelty(UsesVectors, RewardTerm):
             self._earlier = []
 
     def _known(self, models: RewardModels) -> Kinds:
-        """Return the kinds, with those of earlier attackers, whose embedding may need the models."""
+        """Return the kinds, with those of earlier attackers; to embed them may need the models."""
         if self._earlier:
             self.kinds.add(models, self._earlier)
             self._earlier = []
@@ -274,6 +274,13 @@ class KindNovelty(UsesVectors, RewardTerm):
 
     def _succeeded(self, harm: float) -> bool:
         return not is_missing(harm) and harm >= self.threshold
+
+
+def _successes(file: str, threshold: float) -> list[str]:
+    """Return the attacks of a file that succeeded: all, if it has no rewards."""
+    found = read_attacks(file)
+    has_rewards = not all(math.isnan(each.reward) for each in found)
+    return [each.attack for each in found if each.reward >= threshold or not has_rewards]
 
 
 @named("named_novelty")

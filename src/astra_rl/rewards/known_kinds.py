@@ -217,10 +217,9 @@ class KindNovelty(UsesVectors, RewardTerm):
         self._by_meaning = embedder is not None
         self.vectors = Vectors() if embedder is None else Vectors(embedder)
         self.kinds = self._no_kinds()
-        read = (
-            [each.attack for each in read_attacks(earlier)] if isinstance(earlier, str) else earlier
-        )
-        self._earlier = [well_formed(attack) for attack in read]
+        if isinstance(earlier, str):
+            earlier = _successes(earlier, threshold)
+        self._earlier = [well_formed(attack) for attack in earlier]
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the novelty of the kind of each attack; NaN if it cannot be embedded."""

@@ -32,6 +32,7 @@ from common import RESULTS, Row, save
 from astra_rl.algorithms import GRPO, ExpertIteration
 from astra_rl.algorithms.exploration import Exploration
 from astra_rl.bench import (
+    Call,
     Discovery,
     GuardedAssistant,
     Measured,
@@ -45,6 +46,7 @@ from astra_rl.bench import (
 from astra_rl.bench.discovery import NUMBERS
 from astra_rl.bench.play import PlayedTarget
 from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.seeding import derive_seed
 from astra_rl.evaluation.measures.embeddings import MEANING_SIMILARITY, Embedder
 from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.infra.jsonio import write_json
@@ -101,11 +103,27 @@ class Method:
         make: Builds the algorithm for a problem.
         reward: Makes the reward; None is the score of the judge.
         settings: Further arguments of `play`.
+        members: Number of attackers that are trained one after the other with equal parts of the
+            calls. They share the reward, so each is pushed from what those before it found.
     """
 
     make: Callable[[Any], Algorithm[Any, Any, Any, Any]]
     reward: Callable[[], RewardPart] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    members: int = 1
+
+    def play(self, target: PlayedTarget, calls: int, seed: int) -> tuple[list[Call], list[Call]]:
+        """Return the calls of the training, and those of the trained attackers in equal parts."""
+        reward = None if self.reward is None else self.reward()
+        made: list[Call] = []
+        after: list[Call] = []
+        for member in range(self.members):
+            of = derive_seed(seed, "member", member) if member else seed
+            part = calls // self.members
+            played = play(target, self.make, calls=part, reward=reward, seed=of, **self.settings)
+            made += played.calls
+            after += played.held_out(AFTER_CALLS // self.members, seed=of)
+        return made, after
 
 
 def demo_grpo(problem: Any, kl: float = 0.03) -> GRPO:
@@ -225,6 +243,13 @@ METHODS = {
     f"{IMITATES} by rare words, likely": Method(
         partial(imitates_kinds, rehearse=64), partial(pays_rare_words, 0.3), {"lr": 1e-3}
     ),
+    "grpo, population of 5": Method(demo_grpo, pays_rare_words, {"lr": 1e-3}, members=5),
+    f"{IMITATES} by rare words, likely, population of 5": Method(
+        partial(imitates_kinds, rehearse=64),
+        partial(pays_rare_words, 0.3),
+        {"lr": 1e-3},
+        members=5,
+    ),
 }
 
 
@@ -245,12 +270,9 @@ def cell(
     of = f"{modes}" if tier == "enumerable" else f"{tier}-{modes}"
     file = folder / f"{name.replace(' ', '').replace(',', '-')}-{of}-{seed}-{calls}.json"
     if not file.exists():
-        method = METHODS[name]
-        reward = None if method.reward is None else method.reward()
         target = TIERS[tier].make(seed, modes)
-        played = play(target, method.make, calls=calls, reward=reward, seed=seed, **method.settings)
-        made = {budget: played.calls[:budget] for budget in budgets}
-        made[AFTER] = played.held_out(AFTER_CALLS, seed=seed)
+        played, after = METHODS[name].play(target, calls, seed)
+        made = {budget: played[:budget] for budget in budgets} | {AFTER: after}
         found = {
             key: discovered(target, each, embed if key in (calls, AFTER) else None).as_dict()
             for key, each in made.items()

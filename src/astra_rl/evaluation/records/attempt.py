@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from astra_rl.core.text import Exchange, NoReply, NotAsked, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.base import Count, Record, Text, content_digest
-from astra_rl.evaluation.records.course import Course, End
+from astra_rl.evaluation.records.course import Course
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 from astra_rl.infra.jsonio import json_line, parse_json
@@ -87,18 +87,7 @@ class AttemptRow(NamedTuple):
     @property
     def course(self) -> Course | None:
         """The part with a verdict in each turn; None if it was not recorded which are missing."""
-        won, missing = self.first_failing_turn, self.first_missing_turn
-        lost = End.FAILED if self.outcome is Outcome.ERROR else End.LOST
-        if missing is not None and (won is None or missing <= won):
-            return Course(missing, lost)
-        if self.outcome is Outcome.SUCCESS:
-            won = 1 if won is None and self.turns == 1 else won
-            return None if won is None else Course(won, End.SUCCESS)
-        if self.outcome in (Outcome.BLOCKED, Outcome.NO_ATTACK):
-            return Course(max(1, self.turns), End.WITHHELD)
-        if self.outcome in KNOWN_OUTCOMES:
-            return Course(max(1, self.turns), End.COMPLETE)
-        return Course(1, lost) if self.turns <= 1 else None
+        return Course.of(self.outcome, self.turns, self.first_failing_turn, self.first_missing_turn)
 
     @property
     def answers(self) -> int:
@@ -337,6 +326,13 @@ class Attempt(Record):
             if is_lost or (turn.unknown_alternatives and not self._fails(score)):
                 return at
         return len(self.turns) + 1 if self.outcome not in KNOWN_OUTCOMES else None
+
+    @property
+    def course(self) -> Course | None:
+        """The part with a verdict in each turn; see `AttemptRow`."""
+        return Course.of(
+            self.outcome, len(self.turns), self.first_failing_turn, self.first_missing_turn
+        )
 
     @property
     def utility(self) -> float | None:

@@ -119,13 +119,16 @@ def commands(run: Path) -> Iterator[tuple[str, list[str]]]:
 def measure(arguments: list[str]) -> dict[str, Any]:
     """Run a command; return its peak memory and its times."""
     code = (
-        "import resource, sys, time\n"
+        "import resource, time\n"
         "from astra_rl.cli.main import run\n"
         "started = time.perf_counter()\n"
         "try:\n    run()\n"
         "finally:\n"
         "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "    print('USED', used.ru_maxrss / 1024, used.ru_utime + used.ru_stime,"
+        # ru_maxrss would be at least the memory of this process, which started that one.
+        "    status = dict(line.split(':') for line in open('/proc/self/status'))\n"
+        "    peak = int(status['VmHWM'].split()[0]) / 1024\n"
+        "    print('USED', peak, used.ru_utime + used.ru_stime,"
         " time.perf_counter() - started)\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -20,6 +20,7 @@ from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, decide_
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.redaction import REDACTED
+from astra_rl.infra.unicode import well_formed
 from astra_rl.infra.validation import allowed
 
 SCHEMA_VERSION = 1
@@ -366,6 +367,7 @@ class Attempt(Record):
         self, judge: str, scores: Sequence[float], *, threshold: float, judge_id: str = ""
     ) -> Attempt:
         """Return the record with these scores added, one per turn, and the outcome they decide."""
+        judge = well_formed(judge)  # a copy is not validated
         turns = [
             turn.model_copy(update={"scores": {**turn.scores, judge: JudgeScore.of(score)}})
             for turn, score in zip(self.turns, scores, strict=True)
@@ -382,7 +384,7 @@ class Attempt(Record):
 
     def to_json(self) -> str:
         """Return the record as one line of JSON, without the newline."""
-        return json_line(self.model_dump(mode="json"))
+        return json_line(self.model_dump(mode="json"), is_plain=True)  # its fields were validated
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Attempt:

@@ -93,9 +93,9 @@ def _prefix_words(words: frozenset[int], similarity: float) -> list[int]:
 def _least_in_prefixes(size: int, others: NDArray[Any], similarity: float) -> NDArray[Any]:
     """Return the fewest words in both prefixes of a set and of a similar one, by the other's size.
 
-    It is infinite for sizes that no similar set has. The set whose prefix ends first in the common
-    order shares no other word of its prefix, so the remaining shared words are in its rest, which
-    is at most the rest of the larger set.
+    It is infinite for sizes that no similar set has. One of two prefixes ends first in the common
+    order, and its shared words are in the other prefix too. So all other shared words are in the
+    rest of its set, and that is at most as large as the rest of the larger set.
     """
     # |A & B| / |A | B| >= s exactly if |A & B| >= s (|A| + |B|) / (1 + s).
     needed = similarity / (1 + similarity) * (size + others) - 1e-9

@@ -68,7 +68,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "environment": {"type": "tap", "tree_width": 4, "tree_depth": 4, "options": {"keep": 4}},
         "training": {"episodes_per_step": 2},
     },
+    "Crescendo (prompted)": {
+        **NOT_TRAINED,
+        "environment": {"type": "crescendo", "tree_depth": 3, "options": {"backtracks": 1}},
+    },
+    "GOAT (prompted)": {**NOT_TRAINED, "environment": {"type": "goat", "tree_depth": 3}},
     "Rainbow (prompted)": {**NOT_TRAINED, "environment": {"type": "archive", "tree_width": 8}},
+    "best of 8 (prompted)": {**NOT_TRAINED, "environment": {"type": "best_of_n", "tree_width": 8}},
+    "few-shot (prompted)": {**NOT_TRAINED, "environment": {"type": "few_shot", "tree_width": 8}},
     "grpo": {"algorithm": grpo(0.03)},
     "grpo, known kinds pay less": {
         "algorithm": grpo(0.01),

@@ -206,6 +206,15 @@ class League:
             *([name, self._seeds(name), "failed", *("" for _ in shown)] for name in lost),
         ]
 
+    def markdown(self) -> str:
+        """Return the table in Markdown, and below it the trainings that failed, each in a line."""
+        headings, rows = self.table()
+        lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
+        lines += [f"| {' | '.join([markdown_text(row[0]), *row[1:]])} |" for row in rows]
+        if self.failed:
+            lines += ["", *(f"- {markdown_text(str(each))}" for each in self.failed)]
+        return "\n".join(lines) + "\n"
+
     def _seeds(self, method: str) -> str:
         done, lost = (
             sum(cell.method == method for cell in cells) for cells in (self.cells, self.failed)
@@ -385,13 +394,8 @@ def _calls(target: KnownModes, recorded: Recorded) -> Iterator[Call]:
 
 def write_league(league: League, folder: Path) -> None:
     """Write ``league.json``, ``league.md`` and ``league.csv``."""
-    headings, rows = league.table()
-    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
-    lines += [f"| {' | '.join([markdown_text(row[0]), *row[1:]])} |" for row in rows]
-    if league.failed:
-        lines += ["", *(f"- {markdown_text(str(each))}" for each in league.failed)]
     write_json(league.as_dict(), folder / LEAGUE_FILE)
-    write_atomic(folder / "league.md", "\n".join(lines) + "\n")
+    write_atomic(folder / "league.md", league.markdown())
     with atomic_file(folder / "league.csv") as file:
         table = csv.writer(file, lineterminator="\r\n")
         names = [column.name for column in COLUMNS]

@@ -8,13 +8,13 @@ from heapq import nsmallest
 from random import Random
 from typing import Any
 
+from astra_rl.core.attack_files import ScoredAttack, read_attacks
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.environment import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.methods.ast_problem import ASTEnvironment

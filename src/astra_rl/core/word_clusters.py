@@ -66,7 +66,7 @@ class GreedyClusters:
         known = [self._with[word] for word in self._rarest(words) if word in self._with]
         if not known:
             return None
-        clusters, in_prefixes = np.unique(np.concatenate(known), return_counts=True)
+        clusters, in_prefixes = _counted(np.concatenate(known), len(self._first))
         sizes = np.asarray(self._sizes)[clusters]
         enough = in_prefixes >= _least_in_prefixes(len(words), sizes, self.similarity)
         candidates = clusters[enough].tolist()
@@ -77,6 +77,15 @@ class GreedyClusters:
         shared = len(words.intersection(first))
         union = len(words) + len(first) - shared
         return (shared / union if union else 1.0) >= self.similarity
+
+
+def _counted(numbers: NDArray[Any], below: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the different numbers, in order, and how often each occurs; all are below a bound."""
+    if len(numbers) < below:
+        return np.unique(numbers, return_counts=True)
+    counts = np.bincount(numbers.astype(np.intp))  # faster than sorting where there are many
+    found = np.flatnonzero(counts)
+    return found, counts[found]
 
 
 def _prefix_words(words: frozenset[int], similarity: float) -> list[int]:

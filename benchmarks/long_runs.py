@@ -110,7 +110,7 @@ def commands(run: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the names of the measured commands, and their arguments."""
     yield "report", ["report", str(run), "-o", f"{run}.html"]
     yield "failures", ["failures", str(run)]
-    yield "compare", ["compare", str(run), str(run), "--phase-b", "again"]
+    yield "compare", ["compare", str(run), str(run), "--phase-b", ORDINARY_PHASE]
     yield "score", ["score", str(run), "-m", "refusal"]
     for kind in (name for name in EXPORTS if not export_format(name).extra):
         yield f"export {kind}", ["export", str(run), "--format", kind, "-o", f"{run}.{kind}"]
@@ -119,13 +119,16 @@ def commands(run: Path) -> Iterator[tuple[str, list[str]]]:
 def measure(arguments: list[str]) -> dict[str, Any]:
     """Run a command; return its peak memory and its times."""
     code = (
-        "import resource, sys, time\n"
+        "import resource, time\n"
         "from astra_rl.cli.main import run\n"
         "started = time.perf_counter()\n"
         "try:\n    run()\n"
         "finally:\n"
         "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "    print('USED', used.ru_maxrss / 1024, used.ru_utime + used.ru_stime,"
+        # ru_maxrss would be at least the memory of this process, which started that one.
+        "    status = dict(line.split(':') for line in open('/proc/self/status'))\n"
+        "    peak = int(status['VmHWM'].split()[0]) / 1024\n"
+        "    print('USED', peak, used.ru_utime + used.ru_stime,"
         " time.perf_counter() - started)\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

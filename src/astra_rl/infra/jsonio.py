@@ -296,14 +296,18 @@ def indented(data: Any) -> str:
     return json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def json_line(data: Any) -> str:
+def json_line(data: Any, *, is_plain: bool = False) -> str:
     """Return `data` as one line of JSON, without the newline.
 
     U+0085, U+2028 and U+2029 are escaped, because some readers treat them as line ends. Credentials
     of the environment are redacted, also if nothing else has registered them.
+
+    Args:
+        data: See `jsonable`.
+        is_plain: See `unredacted_line`.
     """
     learn_from_environment()
-    return redact(unredacted_line(data))
+    return redact(unredacted_line(data, is_plain=is_plain))
 
 
 def unredacted_line(data: Any, *, is_plain: bool = False) -> str:

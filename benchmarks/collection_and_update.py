@@ -170,7 +170,7 @@ def main() -> None:
             Row(
                 "training step (collect and update)",
                 ratio(episodes, "default"),
-                10,
+                16,
                 detail={"episodes_per_second": {k: round(v, 4) for k, v in episodes.items()}},
             ),
         ],

@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AUDIT := $(VENV)-audit/bin/pip-audit
 TWINE := $(VENV)-audit/bin/twine
+LLAMA := $(VENV)-llama/.ready
 # With bytecode: without it every process that a test starts would compile the library again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-all quick browser lint bounds vllm bridges bench docs dist setup lock audit clean
+.PHONY: demo test test-all quick browser lint bounds vllm llama bridges bench docs dist setup lock audit clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -52,6 +53,15 @@ bounds:
 # environment that has it.
 vllm:
 	$(PYTHON) scripts/vllm $(VLLM)
+
+# With the real llama.cpp server and the bundled model; its environment takes 100 MB.
+llama: $(READY) $(LLAMA)
+	$(BIN)/python benchmarks/llama_server.py --python $(VENV)-llama/bin/python
+
+$(LLAMA):
+	test -x $(VENV)-llama/bin/python || $(PYTHON) -m venv $(VENV)-llama
+	$(VENV)-llama/bin/python -m pip --disable-pip-version-check install -qq --only-binary :all: xllamacpp==2026.10.11549
+	@touch $(LLAMA)
 
 # With the real Inspect, Petri, TRL, OpenEnv, OpenTelemetry, garak, PyRIT and promptfoo, each in an
 # environment of its own; needs uv, Python 3.12 for Petri, and npm for promptfoo. BRIDGES="inspect trl" takes some of them.
@@ -108,4 +118,4 @@ $(AUDIT): requirements/audit.txt
 	@touch $(AUDIT)
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit .venv-bounds .venv-vllm .venv-bridges .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-llama .venv-bounds .venv-vllm .venv-bridges .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -166,11 +166,11 @@ def main() -> None:
         [
             Row("collection", ratio(turn_rates, "default"), 10, detail=details),
             Row("collection, float32", ratio(turn_rates, "float32"), 5, detail=details),
-            Row("DPO update", ratio(pair_rates, "default"), 8, detail=pair_details),
+            Row("DPO update", ratio(pair_rates, "default"), 12, detail=pair_details),
             Row(
                 "training step (collect and update)",
                 ratio(episodes, "default"),
-                10,
+                16,
                 detail={"episodes_per_second": {k: round(v, 4) for k, v in episodes.items()}},
             ),
         ],

@@ -1,14 +1,15 @@
 """Discovery of planted failures, at equal numbers of target calls: the table of docs/discovery.md.
 
     python benchmarks/discovery.py [METHOD ...] [--tier organisms] [--seeds 0 1 2 3 4] [--held-out]
-        [--modes 50] [--calls 20032] [--plot docs/images/discovery.svg]
+        [--modes 50] [--calls 20032] [--embedder NAME] [--plot docs/images/discovery.svg]
 
 Tiers: ``enumerable``, games whose probabilities are enumerated; ``organisms``, small models that
 were trained here to fail on families of messages; ``assistants`` with secrets. Each cell (method,
 seed) plays a target of its own seed and is written to the results folder, so an interrupted
 benchmark is resumed. Methods in the results file that are not given keep their numbers.
 ``--held-out`` plays targets that no setting was chosen on: other seeds, and other families and
-assistants.
+assistants. With an embedder, for example ``transformers:FOLDER``, failures of all calls and of the
+trained attacker are also counted by meaning.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from common import RESULTS, Row, save
 from astra_rl.algorithms import GRPO, ExpertIteration
 from astra_rl.algorithms.exploration import Exploration
 from astra_rl.bench import (
+    Call,
     Discovery,
     GuardedAssistant,
     Measured,
@@ -44,10 +46,13 @@ from astra_rl.bench import (
 from astra_rl.bench.discovery import NUMBERS
 from astra_rl.bench.play import PlayedTarget
 from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.seeding import derive_seed
+from astra_rl.evaluation.measures.embeddings import MEANING_SIMILARITY, Embedder
 from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.infra.jsonio import write_json
 from astra_rl.methods.mutation import MutationEnvironment
 from astra_rl.rewards import KindNovelty, NovelFailureReward, RewardPart
+from astra_rl.runs.phases import embedder_of
 
 HELD_OUT = 1000
 """Added to the seed of a held-out game."""
@@ -98,11 +103,27 @@ class Method:
         make: Builds the algorithm for a problem.
         reward: Makes the reward; None is the score of the judge.
         settings: Further arguments of `play`.
+        members: Number of attackers that are trained one after the other with equal parts of the
+            calls. They share the reward, so each is pushed from what those before it found.
     """
 
     make: Callable[[Any], Algorithm[Any, Any, Any, Any]]
     reward: Callable[[], RewardPart] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    members: int = 1
+
+    def play(self, target: PlayedTarget, calls: int, seed: int) -> tuple[list[Call], list[Call]]:
+        """Return the calls of the training, and those of the trained attackers in equal parts."""
+        reward = None if self.reward is None else self.reward()
+        made: list[Call] = []
+        after: list[Call] = []
+        for member in range(self.members):
+            of = derive_seed(seed, "member", member) if member else seed
+            part = calls // self.members
+            played = play(target, self.make, calls=part, reward=reward, seed=of, **self.settings)
+            made += played.calls
+            after += played.held_out(AFTER_CALLS // self.members, seed=of)
+        return made, after
 
 
 def demo_grpo(problem: Any, kl: float = 0.03) -> GRPO:
@@ -222,11 +243,24 @@ METHODS = {
     f"{IMITATES} by rare words, likely": Method(
         partial(imitates_kinds, rehearse=64), partial(pays_rare_words, 0.3), {"lr": 1e-3}
     ),
+    "grpo, population of 5": Method(demo_grpo, pays_rare_words, {"lr": 1e-3}, members=5),
+    f"{IMITATES} by rare words, likely, population of 5": Method(
+        partial(imitates_kinds, rehearse=64),
+        partial(pays_rare_words, 0.3),
+        {"lr": 1e-3},
+        members=5,
+    ),
 }
 
 
 def cell(
-    name: str, tier: str, modes: int, seed: int, budgets: Sequence[int], folder: Path
+    name: str,
+    tier: str,
+    modes: int,
+    seed: int,
+    budgets: Sequence[int],
+    folder: Path,
+    embed: Embedder | None,
 ) -> dict[int, Discovery]:
     """Return what a method found with each number of calls, and `AFTER` them.
 
@@ -236,13 +270,13 @@ def cell(
     of = f"{modes}" if tier == "enumerable" else f"{tier}-{modes}"
     file = folder / f"{name.replace(' ', '').replace(',', '-')}-{of}-{seed}-{calls}.json"
     if not file.exists():
-        method = METHODS[name]
-        reward = None if method.reward is None else method.reward()
         target = TIERS[tier].make(seed, modes)
-        played = play(target, method.make, calls=calls, reward=reward, seed=seed, **method.settings)
-        made = {budget: played.calls[:budget] for budget in budgets}
-        made[AFTER] = played.held_out(AFTER_CALLS, seed=seed)
-        found = {key: discovered(target, each).as_dict() for key, each in made.items()}
+        played, after = METHODS[name].play(target, calls, seed)
+        made = {budget: played[:budget] for budget in budgets} | {AFTER: after}
+        found = {
+            key: discovered(target, each, embed if key in (calls, AFTER) else None).as_dict()
+            for key, each in made.items()
+        }
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(found, file)
     rows = json.loads(file.read_text(encoding="utf-8"))
@@ -255,10 +289,21 @@ def cell(
     }
 
 
-def kept(
-    name: str, playing: Sequence[str], folder: Path = RESULTS
-) -> dict[tuple[str, int], dict[str, Measured]]:
-    """Return the numbers of the methods in the results file that are not played now.
+@dataclass(frozen=True)
+class Kept:
+    """What the results file has of a method that is not played now.
+
+    Attributes:
+        numbers: Its numbers.
+        until: Calls until each mode, by seed; null where it was not found.
+    """
+
+    numbers: dict[str, Measured]
+    until: dict[str, list[int | None]] | None
+
+
+def kept(name: str, playing: Sequence[str], folder: Path = RESULTS) -> dict[tuple[str, int], Kept]:
+    """Return the methods in the results file that are not played now, with each number of calls.
 
     Args:
         name: Name of the results.
@@ -268,7 +313,9 @@ def kept(
     path = folder / f"{name}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["table"] if path.exists() else []
     return {
-        (row["method"], row["calls"]): {key: _measured(row.get(key)) for key in NUMBERS}
+        (row["method"], row["calls"]): Kept(
+            {key: _measured(row.get(key)) for key in NUMBERS}, row.get("until")
+        )
         for row in rows
         if row["method"] not in playing
     }
@@ -290,8 +337,8 @@ def table(found: Mapping[tuple[str, int], Mapping[str, Measured]]) -> str:
     """Return the table of methods and budgets."""
     lines = [
         "| method | calls | recall of modes | weighted by ordinary use | success | "
-        "effective modes | effective wordings | NLL | false alarms |",
-        f"| --- |{' ---: |' * 8}",
+        "effective modes | effective wordings | effective meanings | NLL | false alarms |",
+        f"| --- |{' ---: |' * 9}",
     ]
     for (name, calls), numbers in found.items():
         cells = [
@@ -300,6 +347,7 @@ def table(found: Mapping[tuple[str, int], Mapping[str, Measured]]) -> str:
             numbers["success"].text(),
             numbers["effective_modes"].text(1),
             numbers["effective_wordings"].text(1),
+            numbers["effective_meanings"].text(1),
             numbers["nll"].text(1),
             numbers["false_alarms"].text(3),
         ]
@@ -384,6 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--held-out", action="store_true", help="play held-out targets")
     parser.add_argument("--calls", type=int, help="a multiple of 64; other than those of the tier")
     parser.add_argument("--results", type=Path, default=RESULTS / "discovery")
+    parser.add_argument("--embedder", help="name of an embedder, for kinds by meaning")
     parser.add_argument("--plot", type=Path)
     chosen = parser.parse_args(arguments)
     unknown = set(chosen.methods) - set(METHODS)
@@ -393,9 +442,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     modes, calls = chosen.modes or tier.modes, chosen.calls or tier.calls
     seeds = [seed + HELD_OUT * chosen.held_out for seed in chosen.seeds]
     budgets = [each for each in BUDGETS if each < calls] + [calls]
+    embed = None if chosen.embedder is None else embedder_of(chosen.embedder, MEANING_SIMILARITY)
     played: dict[str, dict[int, dict[int, Discovery]]] = {name: {} for name in chosen.methods}
     for seed, name in product(seeds, chosen.methods):  # partial results compare all methods
-        played[name][seed] = cell(name, chosen.tier, modes, seed, budgets, chosen.results)
+        played[name][seed] = cell(name, chosen.tier, modes, seed, budgets, chosen.results, embed)
         print(name, seed, flush=True)
     found = {
         (name, budget): {seed: each[budget] for seed, each in by_seed.items()}
@@ -403,8 +453,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     of = str(modes) if chosen.tier == "enumerable" else chosen.tier
     name = f"discovery_{of}{'_held_out' * chosen.held_out}"
-    measured = kept(name, chosen.methods)
+    earlier = kept(name, chosen.methods)
+    measured = {key: each.numbers for key, each in earlier.items()}
     measured |= {key: over_seeds(by_seed) for key, by_seed in found.items()}
+    until = {key: each.until for key, each in earlier.items()}
+    until |= {
+        (name, calls): {str(seed): list(each.found) for seed, each in found[name, calls].items()}
+        for name in chosen.methods
+    }
     print(f"\n{table(measured)}\n")
     if chosen.plot is not None:
         plot({name: found[name, calls] for name in chosen.methods}, chosen.plot)
@@ -412,7 +468,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name,
         bars(measured, modes, calls, tier.goal),
         table=[
-            {"method": name, "calls": calls, **{key: each.as_dict() for key, each in row.items()}}
+            {
+                "method": name,
+                "calls": calls,
+                **{key: each.as_dict() for key, each in row.items()},
+                "until": until.get((name, calls)),
+            }
             for (name, calls), row in measured.items()
         ],
     )

@@ -1,11 +1,13 @@
 """Speed and exactness on a GPU: sampling, scoring, updates, and a GRPO step beside TRL's.
 
-    python benchmarks/gpu.py [--sizes 135M 1.5B 8B] [--seconds 240] [--quick]
+    python benchmarks/gpu.py [--sizes 135M 1.5B 8B] [--seconds 1800] [--quick]
 
 Models have the shapes of real ones, random weights and bfloat16. Sampling is compared with
 ``generate`` of transformers, scoring and updates with a forward pass over whole rows with logits of
 the continuation, in the same process, alternately. Rows are groups of eight with the same prompt.
-A part that fails, or for which no time is left, is named in the result and the others go on.
+A GRPO step is that of a LoRA adapter, and of all weights below a billion; each library samples it
+itself, and, where vLLM is installed, in vLLM (`gpu_vllm.py`). A part that fails, or for which no
+time is left, is named in the result and the others go on.
 ``--quick`` runs all parts on tiny models, on any device.
 
 Writes ``results/gpu.json``, anew after each part.
@@ -16,11 +18,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import importlib.metadata
 import itertools
 import json
 import os
 import platform
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -30,11 +34,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import gpu_checks
-import peft
+import gpu_vllm
 import torch
-import transformers
 from common import RESULTS, median
 from gpu_models import (
     SHAPES,
@@ -45,7 +47,8 @@ from gpu_models import (
     seconds,
     word_tokenizer,
 )
-from grpo_step import Setup, ours, trl
+from gpu_sizes import Sizes, prompts_of, sizes_of
+from grpo_step import ours, trl
 from torch.optim import AdamW
 
 from astra_rl.core.out_of_memory import release_memory
@@ -56,24 +59,10 @@ from astra_rl.models.segments import unwrap_peft
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.training.precision import build_optimizer
 
-GROUP = 8
+SMALL = ("tiny", "135M")
+"""Shapes of which all weights are trained, too."""
 LONG = 8.0
 """Seconds above which a candidate is not repeated."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured."""
-
-    rows: tuple[int, ...] = (64, 256, 512)
-    prompt: int = 64
-    new: int = 128
-    scored: int = 512
-    micro_batch: int = 64
-    setup: Setup = field(default_factory=lambda: Setup(32, 8, 128, 64, 3))
-
-
-QUICK = Sizes((8, 16), 12, 6, 16, 8, Setup(2, 4, 6, 8, 2))
 
 
 @dataclass
@@ -103,25 +92,24 @@ class Results:
         return found
 
     def save(self) -> None:
-        packages = (torch, transformers, peft, accelerate)
         record = {
             "benchmark": "gpu",
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-            "versions": {each.__name__: each.__version__ for each in packages},
+            "versions": installed("torch", "transformers", "peft", "accelerate", "trl", "vllm"),
             "parts": self.parts,
         }
         self.path.parent.mkdir(exist_ok=True, parents=True)
         self.path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def prompts_of(shape: Shape, rows: int, length: int) -> list[list[int]]:
-    """Return token ids of prompts, each `GROUP` times."""
-    generator = torch.Generator().manual_seed(rows)
-    distinct = torch.randint(
-        2, shape.vocabulary, (-(-rows // GROUP), length), generator=generator
-    ).tolist()
-    return [distinct[row // GROUP] for row in range(rows)]
+def installed(*names: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def alternately(candidates: dict[str, Callable[[], Any]], repeats: int = 2) -> dict[str, float]:
@@ -305,29 +293,38 @@ def _compared(times: dict[str, float], tokens: int) -> dict[str, Any]:
     }
 
 
-def grpo(shape: Shape, setup: Setup, device: str) -> dict[str, Any]:
-    """Seconds of a whole step, full fine-tuning, beside TRL where it is installed."""
+def grpo(name: str, sizes: Sizes, device: str, lora: LoraOptions | None) -> dict[str, Any]:
+    """Seconds of a whole step beside TRL, where it is installed; each samples itself."""
+    shape, setup, texts = SHAPES[name], sizes.setup(name), sizes.texts()
     tokenizer = word_tokenizer(shape.vocabulary)
-    texts = [
-        " ".join(f"w{(17 * row + 3 * place) % 300}" for place in range(64))
-        for row in range(setup.prompts)
-    ]
     source = ModelPair(random_model(shape, device), tokenizer)
-    found: dict[str, Any] = {"astra_rl_s": round(median(ours(setup, source, texts)), 3)}
+    times = ours(setup, source, texts, device=device, lora=lora)
+    found: dict[str, Any] = {"astra_rl_s": round(median(times), 3)}
+    del source
     release_memory()
 
     def fresh() -> Any:
-        model = random_model(shape, device).requires_grad_(True)
+        model = random_model(shape, device).requires_grad_(lora is None)
         model.config.eos_token_id = model.generation_config.eos_token_id = 1
         return model
 
     try:
-        found["trl_s"] = round(median(trl(setup, fresh, tokenizer, texts, device)), 3)
+        found["trl_s"] = round(median(trl(setup, fresh, tokenizer, texts, device, lora=lora)), 3)
     except ImportError as error:
         found["trl"] = f"not installed: {error}"
+    except Exception as error:  # what was measured of this library is kept
+        traceback.print_exc()
+        found["trl failed"] = f"{type(error).__name__}: {error}"[:500]
     else:
         found["times_trl"] = round(found["trl_s"] / found["astra_rl_s"], 2)
     return found
+
+
+def with_vllm(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
+    """Tokens per second of vLLM, and seconds of a step of both libraries with it."""
+    options = ("--quick",) if sizes == sizes_of(quick=True) else ()
+    with tempfile.TemporaryDirectory() as folder:
+        return gpu_vllm.all_measurements(name, device, Path(folder), *options)
 
 
 def checks(device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -348,7 +345,20 @@ def checks(device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def measure_size(name: str, sizes: Sizes, device: str, limits: Limits, results: Results) -> None:
-    """Measure one size: the plain model, then with an adapter, then, if it is small, all of it."""
+    """Measure one size: GRPO steps, the plain model, then with an adapter, and all if it is small.
+
+    Engines of vLLM come last, when the device is free.
+    """
+    results.run(f"{name}: GRPO step, LoRA", lambda: grpo(name, sizes, device, LoraOptions()))
+    if name in SMALL:
+        results.run(f"{name}: GRPO step, all weights", lambda: grpo(name, sizes, device, None))
+    measure_model(name, sizes, device, limits, results)
+    release_memory()
+    results.run(f"{name}: vLLM", lambda: with_vllm(name, sizes, device))
+
+
+def measure_model(name: str, sizes: Sizes, device: str, limits: Limits, results: Results) -> None:
+    """Measure a model: as it is, then with an adapter; updates of all weights if it is small."""
     measure = Measure(SHAPES[name], sizes, device, limits)
     results.run(f"{name}: model", measure.load)
     if measure.model is None:
@@ -357,7 +367,7 @@ def measure_size(name: str, sizes: Sizes, device: str, limits: Limits, results: 
         results.run(f"{name}: sampling, {rows} rows", lambda rows=rows: measure.sampling(rows))
     results.run(f"{name}: synchronisations", measure.synchronisations)
     results.run(f"{name}: scoring", measure.scoring)
-    if measure.weights < 1e9:
+    if name in SMALL:
         measure.model.requires_grad_(True)
         results.run(f"{name}: update, all weights", measure.update)
         measure.model.requires_grad_(False)
@@ -370,11 +380,12 @@ def measure_size(name: str, sizes: Sizes, device: str, limits: Limits, results: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=list(SHAPES), default=["135M", "1.5B", "8B"])
-    parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
     options = parser.parse_args()
-    names, sizes = (["tiny"], QUICK) if options.quick else (options.sizes, Sizes())
+    names = ["tiny"] if options.quick else options.sizes
+    sizes = sizes_of(quick=options.quick)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.quick:
         sys.exit("no CUDA device; --quick runs on the CPU.")
@@ -386,7 +397,6 @@ def main() -> None:
     })  # fmt: skip
     for name, check in checks(device):
         results.run(name, check)
-    results.run(f"{names[0]}: GRPO step", lambda: grpo(SHAPES[names[0]], sizes.setup, device))
     for index, name in enumerate(names):
         left = end - time.monotonic()
         results.deadline = time.monotonic() + left / (len(names) - index)

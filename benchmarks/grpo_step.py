@@ -1,4 +1,7 @@
-"""A GRPO step in this library and in TRL, with the same model, prompts and settings."""
+"""A GRPO step in this library and in TRL, with the same model, prompts and settings.
+
+Of all weights or of a LoRA adapter, and sampled by each library itself or by vLLM in its process.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from astra_rl.core.text import Exchange, Utterance
 from astra_rl.ext.transformers import HFASTProblem
 from astra_rl.ext.transformers.problem import ModelSource
 from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.models.generation import Sampling
+from astra_rl.models.generation import Sampler, Sampling, generate
+from astra_rl.models.trainable import LoraOptions, adapter_config
 from astra_rl.moderators import FunctionModerator
 from astra_rl.rewards.base import Reward, RewardModels
 
@@ -76,12 +80,29 @@ def _now() -> float:
 
 
 def ours(
-    setup: Setup, source: ModelSource, texts: list[str], dtype: str = "auto", device: str = "cpu"
+    setup: Setup,
+    source: ModelSource,
+    texts: list[str],
+    dtype: str = "auto",
+    device: str = "cpu",
+    *,
+    lora: LoraOptions | None = None,
+    sampler: Sampler = generate,
 ) -> list[float]:
-    """Return the seconds of each step but the first, in this library."""
+    """Return the seconds of each step but the first, in this library.
+
+    Args:
+        setup: Sizes of a step.
+        source: The model.
+        texts: The prompts.
+        dtype: Dtype of a model that is loaded.
+        device: The device.
+        lora: The adapter that is trained; None trains all weights.
+        sampler: Samples the attacks.
+    """
     problem = SilentTarget(
         source, source, source, FunctionModerator(lambda texts: [0.0] * len(texts)), device,
-        dtype=dtype, reward=Variety(),
+        dtype=dtype, reward=Variety(), lora=lora, sampler=sampler,
         attacker_sampling=Sampling(max_new_tokens=setup.new_tokens), attacker_chat=False,
         target_chat=False,
     )  # fmt: skip
@@ -96,21 +117,52 @@ def ours(
     return trainer.seconds[1:]
 
 
+def trl_config(setup: Setup, folder: str, device: str, **more: Any) -> Any:
+    """Return a ``trl.GRPOConfig`` of the setup, which sends no statistics and looks nothing up.
+
+    Args:
+        setup: Sizes of a step.
+        folder: For what it writes.
+        device: The device.
+        more: Further arguments, for example `use_vllm`.
+    """
+    import huggingface_hub.constants as hub
+
+    hub.HF_HUB_DISABLE_TELEMETRY = hub.HF_HUB_OFFLINE = True  # before TRL is imported
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=folder, use_cpu=device == "cpu", bf16=False, max_steps=setup.steps,
+        learning_rate=setup.lr, per_device_train_batch_size=setup.micro_batch,
+        num_generations=setup.group, gradient_accumulation_steps=setup.accumulation,
+        max_completion_length=setup.new_tokens, max_grad_norm=1.0, report_to=[],
+        save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        gradient_checkpointing=False, seed=0, **more,
+    )  # fmt: skip
+
+
 def trl(
     setup: Setup,
     model: Callable[[], Any],
     tokenizer: Any,
     texts: list[str],
     device: str = "cpu",
+    *,
+    lora: LoraOptions | None = None,
+    **more: Any,
 ) -> list[float]:
-    """Return the seconds of each step but the first, in TRL with generation by transformers."""
-    import huggingface_hub.constants as hub
+    """Return the seconds of each step but the first, in TRL.
+
+    Args:
+        setup: Sizes of a step.
+        model: Returns the model; with vLLM, one that was loaded from a folder.
+        tokenizer: Its tokenizer.
+        texts: The prompts.
+        device: The device.
+        lora: The adapter that is trained; None trains all weights.
+        more: Further arguments of `trl_config`.
+    """
     from transformers import TrainerCallback
-
-    hub.HF_HUB_DISABLE_TELEMETRY = hub.HF_HUB_OFFLINE = True  # before TRL is imported
-    from trl import GRPOConfig, GRPOTrainer
-
-    from datasets import Dataset
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
@@ -124,14 +176,11 @@ def trl(
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        config = GRPOConfig(
-            output_dir=folder, use_cpu=device == "cpu", bf16=False, max_steps=setup.steps,
-            learning_rate=setup.lr, per_device_train_batch_size=setup.micro_batch,
-            num_generations=setup.group, gradient_accumulation_steps=setup.accumulation,
-            max_completion_length=setup.new_tokens, max_grad_norm=1.0, report_to=[],
-            save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            gradient_checkpointing=False, seed=0,
-        )  # fmt: skip
+        config = trl_config(setup, folder, device, **more)
+        from trl import GRPOTrainer
+
+        from datasets import Dataset
+
         trainer = GRPOTrainer(
             model=model(),
             reward_funcs=lambda completions, **_: [score(text) for text in completions],
@@ -139,6 +188,7 @@ def trl(
             train_dataset=Dataset.from_dict({"prompt": texts * setup.steps}),
             processing_class=tokenizer,
             callbacks=[clock],
+            peft_config=None if lora is None else adapter_config(lora),
         )
         trainer.train()
     return clock.marks[1:]

@@ -1,11 +1,8 @@
 """Evaluation of a real llama.cpp server with the bundled model, through the official client.
 
-It needs a Python that has `xllamacpp` (llama.cpp's own server, as a wheel; not a dependency):
-
-    python -m venv /tmp/llama && /tmp/llama/bin/pip install xllamacpp
-    python benchmarks/llama_server.py --python /tmp/llama/bin/python
-
-Not part of `run_all.py`, because it needs that environment.
+Run by `make llama`, which makes an environment with `xllamacpp` (llama.cpp's own server, as a
+wheel; not a dependency). It fails if an attempt is not answered, or if greedy decoding does not
+repeat. Not part of `run_all.py`, because it needs that environment.
 """
 
 from __future__ import annotations
@@ -63,6 +60,8 @@ def main() -> None:
     finally:
         server.communicate("")
     save("llama_server", rows)
+    if not all(row.is_reached and row.detail["greedy_replies_repeat"] for row in rows):
+        sys.exit("an attempt was not answered, or greedy decoding did not repeat")
 
 
 def play(url: str) -> Row:

@@ -110,7 +110,7 @@ def commands(run: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the names of the measured commands, and their arguments."""
     yield "report", ["report", str(run), "-o", f"{run}.html"]
     yield "failures", ["failures", str(run)]
-    yield "compare", ["compare", str(run), str(run), "--phase-b", "again"]
+    yield "compare", ["compare", str(run), str(run), "--phase-b", ORDINARY_PHASE]
     yield "score", ["score", str(run), "-m", "refusal"]
     for kind in (name for name in EXPORTS if not export_format(name).extra):
         yield f"export {kind}", ["export", str(run), "--format", kind, "-o", f"{run}.{kind}"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from common import RESULTS, Row, table
 
 BENCHMARKS = (
+    "start_time",
     "collection_and_update",
     "grpo_against_trl",
     "memory",

@@ -18,11 +18,11 @@ import astra_rl
 from astra_rl.config.loading import load_config, load_moderator
 from astra_rl.config.record import ConfigRecord
 from astra_rl.config.schema import RunConfig
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.datasets import load_scenario
 from astra_rl.datasets.files import load_rows
 from astra_rl.errors import AstraError, ModelError, TrainingError
 from astra_rl.evaluation.judges.labels import read_labels
-from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.evaluation.show.exports.regression import RegressionSuite
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
 from astra_rl.models.value_head import ValueHead

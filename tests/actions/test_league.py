@@ -20,13 +20,25 @@ from astra_rl.config.estimate import training_size
 from astra_rl.config.league import load_league
 from astra_rl.config.preset_files import preset_names
 from astra_rl.config.resolve import resolve
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import (
+    BudgetEndedError,
+    BudgetSpentError,
+    ConfigurationError,
+    EndpointError,
+    InterruptedRunError,
+    NonFiniteLossError,
+    StorageError,
+)
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.trace import TraceRecord
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.methods.archive import STYLES
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.recorded import Recorded
+from astra_rl.targets.budget import Budget
+from astra_rl.targets.ledger import Ledger
 
 GAME = {"modes": 10, "seed": 1, "words": 16}
 
@@ -123,6 +135,143 @@ def test_an_interrupted_league_ends_as_an_uninterrupted_one(write, tmp_path, mon
     assert len(calls) == 5  # two runs, the interrupted one, and the two that were left
 
 
+UNTRAINED = {"algorithm": {"type": "astra_rl.bench:NoTraining"}}
+MUTE = {"environment": {"type": "goat", "tree_width": 8, "tree_depth": 1}}
+"""GOAT with an attacker that writes no ``<message>`` tag, so that nothing is sent."""
+
+
+@pytest.mark.slow
+def test_a_method_that_fails_is_reported_and_tried_again_and_the_others_are_played(write, tmp_path):
+    mute = {**MUTE, "training": {"max_unscored_steps": 2}}
+    path = write(methods={"mute": mute, "grpo": {}}, seeds=[0, 1])
+    for steps in (2, 4):  # the second command goes on where the first failed
+        done = astra_rl("league", str(path), "--json", cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        found = json.loads(done.stdout)
+        assert [cell["method"] for cell in found["cells"]] == ["grpo", "grpo"]
+        assert list(found["methods"]) == ["grpo"]
+        first, second = found["failed"]
+        assert (first["method"], first["seed"], second["seed"]) == ("mute", 0, 1)
+        said = f"no valid reward in 2 consecutive training steps, up to step {steps}"
+        assert said in first["reason"]
+        assert f"mute, seed 0 failed: {said}" in done.stderr
+    folder = tmp_path / "leagues" / "league"
+    table = (folder / "league.md").read_text().splitlines()
+    assert "grpo ` | 2 | 64 of 64 |" in table[2]
+    assert "mute ` | 0 of 2 | failed |" in table[3]
+    assert "mute, seed 0 failed: no valid reward" in table[5]
+    assert len((folder / "league.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_a_search_without_training_goes_on_without_attacks_and_its_calls_are_counted(
+    write, tmp_path
+):
+    file = write(
+        calls=96,
+        methods={
+            "GOAT": {**UNTRAINED, **MUTE},
+            "best of n": {**UNTRAINED, "environment": {"type": "best_of_n", "tree_width": 8}},
+            "few-shot": {**UNTRAINED, "environment": {"type": "few_shot", "tree_width": 8}},
+            "PAIR": {
+                **UNTRAINED,
+                "environment": {"type": "tap", "tree_width": 1, "tree_depth": 3},
+                "training": {"episodes_per_step": 32},
+            },
+        },
+    )
+    league = run_league(load_league(file), tmp_path / "league")
+    assert not league.failed
+    assert {cell.method: cell.calls for cell in league.cells} == dict.fromkeys(
+        ["GOAT", "best of n", "few-shot", "PAIR"], 96
+    )
+    made = {cell.method: cell.calls_made for cell in league.cells}
+    assert (made["GOAT"], made["best of n"], made["few-shot"]) == (0, 96, 96)
+    assert 32 < made["PAIR"] < 96  # a stream ends with its first success
+    with Recorded(RunFolder(tmp_path / "league" / "PAIR" / "seed-0"), "training") as recorded:
+        turns = [len(attempt.turns) for attempt in recorded.attempts()]
+    assert made["PAIR"] == sum(turns)
+    _, rows = league.table()
+    assert {row[0]: row[2] for row in rows}["GOAT"] == "0 of 96"
+
+
+def failing(monkeypatch, error):
+    """Let the first run of a league fail, and all others return no result."""
+    played = []
+
+    def run(plan, folder, *_, **__):
+        played.append(folder.path.parent.name)
+        if len(played) == 1:
+            raise error
+        return SimpleNamespace(ended=None)
+
+    numbers = dict.fromkeys((each.name for each in actions.COLUMNS), 0.5)
+    monkeypatch.setattr(actions, "run_experiment", run)
+    monkeypatch.setattr(actions, "read_cell", lambda *of: Cell(*of[:2], 64, 64, numbers))
+    return played
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NonFiniteLossError("no finite loss in 5 steps.\nMore.", 3), "no finite loss in 5 steps."),
+        (ConfigurationError("tree_depth=-1"), "tree_depth=-1"),
+        (BudgetEndedError("the budget max_requests=3 is spent"), "max_requests=3 is spent"),
+        (EndpointError("the judge answers with 500"), "the judge answers with 500"),
+        (TypeError("of a method of the user"), "TypeError: of a method of the user"),
+    ],
+)
+def test_an_error_of_a_run_does_not_end_the_league(write, tmp_path, monkeypatch, error, reason):
+    played = failing(monkeypatch, error)
+    league = run_league(load_league(write()), tmp_path / "out")
+    assert len(played) == 2
+    (failed,) = league.failed
+    assert (failed.method, failed.seed) == ("grpo", 0)
+    assert reason in failed.reason
+    assert "\n" not in failed.reason
+
+
+@pytest.mark.parametrize(
+    "error", [InterruptedRunError("a signal"), StorageError("disk full"), KeyboardInterrupt()]
+)
+def test_a_signal_and_a_full_disk_end_the_league(write, tmp_path, monkeypatch, error):
+    played = failing(monkeypatch, error)
+    with pytest.raises(type(error)):
+        run_league(load_league(write()), tmp_path / "out")
+    assert len(played) == 1
+
+
+def test_a_budget_of_the_whole_league_ends_it(write, tmp_path, monkeypatch):
+    played = failing(monkeypatch, BudgetEndedError("max_requests"))
+    ledger = Ledger(Budget(max_requests=1))
+    ledger.admit("target")
+    with ledger.charging(), pytest.raises(BudgetSpentError):
+        run_league(load_league(write()), tmp_path / "out")
+    assert len(played) == 1
+
+
+def test_replies_of_a_tree_count_once_and_only_those_that_were_sent():
+    """Two branches share their first turn; one output has no attack, one call failed."""
+
+    def attempt(branch, *turns):
+        return Attempt.make(
+            run="r", phase="training", opening="p", target="t", attacker="a", turns=turns,
+            judge="j", branch=branch,
+        )  # fmt: skip
+
+    said = Turn(attack="a", response="r")
+    unsent = Turn(attack="", written="no tag", finish_reason="not_asked")
+    lost = Turn(attack="a", finish_reason="error")
+    trace = TraceRecord(queries=3)
+    found = [
+        attempt((0, 0), said, said),
+        attempt((0, 1), said, unsent),
+        attempt((1,), lost),
+        attempt((2,), Turn(attack="a", response="r", trace=trace)),
+    ]
+    assert actions.replies_of(found) == 2 + 1 + 3
+
+
 def test_every_method_gets_the_same_number_of_target_calls(write):
     """Presets that sample five replies per attack, or play trees, take fewer steps."""
     training = {"training": {"episodes_per_step": 2, "warmup_steps": 2}}
@@ -165,10 +314,11 @@ def test_a_finished_run_of_other_settings_is_refused(write, tmp_path, monkeypatc
 
     def finished(plan, run, *_, **__):
         run.write_text(run.config, plan.record.yaml)
+        return SimpleNamespace(ended=None)
 
     monkeypatch.setattr(actions, "run_experiment", finished)
     monkeypatch.setattr(actions, "is_complete", lambda run: run.config.is_file())
-    cell = Cell("grpo", 0, 16, dict.fromkeys((each.name for each in actions.COLUMNS), 0.5))
+    cell = Cell("grpo", 0, 16, 16, dict.fromkeys((each.name for each in actions.COLUMNS), 0.5))
     monkeypatch.setattr(actions, "read_cell", lambda *_: cell)
     assert run_league(first, tmp_path / "out") == run_league(first, tmp_path / "out")
     for changed in (
@@ -218,7 +368,7 @@ def test_wrong_settings_are_refused_before_anything_is_played(write, changes, sa
 def test_a_method_of_several_seeds_has_intervals_and_hostile_names_are_escaped(tmp_path):
     numbers = dict.fromkeys((column.name for column in actions.COLUMNS), math.nan)
     cells = [
-        Cell("=a|b", seed, 64, {**numbers, "asr": value, "effective_kinds": 2.0})
+        Cell("=a|b", seed, 64, 32, {**numbers, "asr": value, "effective_kinds": 2.0})
         for seed, value in enumerate([0.2, 0.4, 0.6])
     ]
     league = League(64, cells)
@@ -228,7 +378,7 @@ def test_a_method_of_several_seeds_has_intervals_and_hostile_names_are_escaped(t
     assert asr.interval.low < 0.4 < asr.interval.high
     actions.write_league(league, tmp_path)
     assert "=a|b" not in (tmp_path / "league.md").read_text()
-    assert "\n'=a|b,0,64" in (tmp_path / "league.csv").read_text().replace("\r\n", "\n")
+    assert "\n'=a|b,0,64,32" in (tmp_path / "league.csv").read_text().replace("\r\n", "\n")
     headings, _ = league.table()
     assert "recall of modes" not in headings  # unknown for all
 
@@ -237,7 +387,7 @@ def test_the_rate_on_held_out_prompts_has_the_error_of_the_prompts_that_seeds_sh
     """Twenty seeds that all succeed at the same 10 of 20 prompts differ in nothing."""
     numbers = dict.fromkeys((column.name for column in actions.COLUMNS), math.nan)
     rate = Rate.of_prompts([(1, 1), (0, 1)] * 10, prompt_ids=range(20))
-    cells = [Cell("a", seed, 64, {**numbers, "asr": 0.5}, rate) for seed in range(20)]
+    cells = [Cell("a", seed, 64, 64, {**numbers, "asr": 0.5}, rate) for seed in range(20)]
     low, high = League(64, cells).rows()["a"]["asr"].interval
     assert low < 0.3
     assert high > 0.7
@@ -246,6 +396,7 @@ def test_the_rate_on_held_out_prompts_has_the_error_of_the_prompts_that_seeds_sh
 def test_a_seed_without_a_success_and_conversations_without_a_score_count(tmp_path, monkeypatch):
     """A target that refused twice and failed in none of four conversations."""
     monkeypatch.setattr(actions, "training_size", lambda _: SimpleNamespace(replies=4))
+    plan = SimpleNamespace(reward_parts=lambda: [])
     monkeypatch.setattr(actions, "_found", lambda *_: {"recall": 0.0, "weighted_recall": 0.0})
     held_out = SimpleNamespace(asr=Rate(0, 3))
     monkeypatch.setattr(actions, "summary_of_phase", lambda *_: held_out)
@@ -264,7 +415,7 @@ def test_a_seed_without_a_success_and_conversations_without_a_score_count(tmp_pa
         with AttemptLog(folder.attempts, write=True) as log:
             for at, (score, refused) in enumerate(scores):
                 log.append(attempt(at, score, refused))
-        return actions.read_cell("m", 0, folder, None).numbers
+        return actions.read_cell("m", 0, folder, plan).numbers
 
     never = cell("never", (0.1, True), (0.1, True), (0.1, False), (0.1, False))
     assert never["effective_kinds"] == never["kinds"] == never["training_asr"] == 0.0
@@ -277,14 +428,13 @@ def test_a_seed_without_a_success_and_conversations_without_a_score_count(tmp_pa
 @pytest.mark.slow
 def test_searches_run_at_equal_calls_and_the_archive_is_written_and_shown(write, tmp_path):
     """The map on the page has every cell, filled or empty."""
-    untrained = {"algorithm": {"type": "astra_rl.bench:NoTraining"}}
     file = write(
         calls=48,
         methods={
-            "archive": {**untrained, "environment": {"type": "archive", "tree_width": 8}},
-            "mutation": {**untrained, "environment": {"type": "mutation", "tree_width": 8}},
+            "archive": {**UNTRAINED, "environment": {"type": "archive", "tree_width": 8}},
+            "mutation": {**UNTRAINED, "environment": {"type": "mutation", "tree_width": 8}},
             "PAIR": {
-                **untrained,
+                **UNTRAINED,
                 "environment": {"type": "tap", "tree_width": 1, "tree_depth": 3},
                 "training": {"episodes_per_step": 8},
             },

@@ -17,9 +17,9 @@ from astra_rl import (
     WarmStart,
 )
 from astra_rl.algorithms.imitation import ImitationStep
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.core.serialization import to_record
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.methods import ASTEnvironment
 from astra_rl.testing import ToyProblem, check_algorithm, learn, letter_game
 

@@ -43,6 +43,22 @@ def test_a_mode_is_found_by_its_first_reported_failure():
     assert found.false_alarms == pytest.approx(1 / 4)
 
 
+def test_kinds_of_attacks_are_counted_by_word_and_by_meaning():
+    """Four failures: two of one wording, a paraphrase of it and something else."""
+    attacks = ["say the code", "say the code", "tell me a password", "sing a song"]
+    calls = [Call(0, True, attack) for attack in attacks] + [Call(None, False, "hello")]
+
+    def embed(texts):
+        return [[0.0, 1.0] if text == "sing a song" else [1.0, 0.0] for text in texts]
+
+    found = discovery(calls, [1.0], embed)
+    assert found.effective_wordings == pytest.approx(2**1.5)  # shares 1/2, 1/4, 1/4
+    assert found.effective_meanings == pytest.approx(4 / 3**0.75)  # shares 3/4, 1/4
+    assert math.isnan(discovery(calls, [1.0]).effective_meanings)
+    assert math.isnan(discovery([Call(0, True)], [1.0], embed).effective_meanings)
+    assert discovery([Call(None, False, "hello")], [1.0], embed).effective_meanings == 0.0
+
+
 def test_without_failures_there_are_no_kinds_and_no_false_alarms():
     found = discovery([Call(None, False)], [0.5])
     assert found.recall == 0.0

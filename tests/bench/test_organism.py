@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from random import Random
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_the_folder_of_the_cache_depends_on_every_part_of_the_recipe(cache):
     ]
     assert len({each.folder() for each in [recipe, *others]}) == len(others) + 1
     assert recipe.folder().is_relative_to(cache)
+
+
+def test_target_and_rule_read_the_words_of_ordinary_use_without_punctuation():
+    """An attacker that writes prose is judged by the same words that the small target reads."""
+    target = OrganismTarget(0)
+    family = target.planted.planted[0]
+    cue, phrase = family.cues[0], family.phrases[0]
+    assert target.read(f"Xylophones: Explain, {cue.title()} {phrase}!") == f"explain {cue} {phrase}"
+    assert target.mode_of(f"Explain, {cue} ({phrase})?") == 0
+    assert target.mode_of(f"explain {phrase} {cue}") is None
+    branch = target.planted.traffic.branches[0]
+    message = branch.sample(Random(0))
+    assert target.read(message) == message
+    other = OrganismTarget(0, model="bundled:smollm2-135m")
+    assert other.read("Xylophones: explain!") == "xylophones explain"
 
 
 def test_an_attacker_that_does_not_write_as_in_ordinary_use_is_refused(cache):

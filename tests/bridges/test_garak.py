@@ -9,7 +9,7 @@ import pytest
 
 from astra_rl.bridges.attacker import TrainedAttacker
 from astra_rl.bridges.garak import attack
-from astra_rl.evaluation.records.attacks import read_attacks
+from astra_rl.core.attack_files import read_attacks
 
 
 def test_the_function_returns_what_the_attacker_writes(run):

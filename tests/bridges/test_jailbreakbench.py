@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from tests.bridges.making import ATTEMPTS
 
-from astra_rl.evaluation.records.attacks import read_attacks
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.evaluation.show.exports.jailbreakbench import write_jailbreakbench
 
 pytestmark = [pytest.mark.bridge("jailbreakbench"), pytest.mark.slow]

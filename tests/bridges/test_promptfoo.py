@@ -12,7 +12,7 @@ import yaml
 
 from astra_rl.bridges import promptfoo
 from astra_rl.bridges.attacker import TrainedAttacker
-from astra_rl.evaluation.records.attacks import read_attacks
+from astra_rl.core.attack_files import read_attacks
 
 COMMAND = os.environ.get("PROMPTFOO") or shutil.which("promptfoo")
 """Its command, or the path of its main.js after that of a node."""

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from astra_rl.bridges.attacker import TrainedAttacker
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.core.seeding import derive_seed
-from astra_rl.evaluation.records.attacks import read_attacks
 
 pytestmark = [
     pytest.mark.bridge("pyrit"),

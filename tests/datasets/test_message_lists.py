@@ -6,10 +6,10 @@ import pytest
 
 from astra_rl.config.prompts import read_openings
 from astra_rl.config.schema import PromptsConfig
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.datasets import load_rows
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.labels import read_labels
-from astra_rl.evaluation.records.attacks import read_attacks
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "What is tea?"}

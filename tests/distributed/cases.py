@@ -106,21 +106,35 @@ def train(name: str, **options: Any) -> dict[str, Any]:
     return outcome(trained)
 
 
-def first_gradient(name: str, **options: Any) -> list[float]:
-    """Return the gradient of the first optimizer step, before clipping."""
-    found: list[float] = []
+def whole(tensor: Any) -> list[float]:
+    """Return the numbers of a tensor of all processes."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().double().flatten().tolist()  # type: ignore[no-any-return]
+
+
+def first_gradient(name: str, **options: Any) -> list[float | None]:
+    """Return the first gradient that is not zero, before clipping; None for a parameter without."""
+    found: list[float | None] = []
 
     class Kept(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
-            if not found:
-                for group in self.param_groups:
-                    for each in group["params"]:
-                        found.extend(each.grad.flatten().tolist())
+            if not any(found):
+                found.clear()
+                for each in self.param_groups[0]["params"]:
+                    found.extend([None] if each.grad is None else whole(each.grad))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(OPTIMIZERS, "kept", Kept)  # type: ignore[arg-type]
-        trainer(name, optimizer="kept", max_grad_norm=None, training_steps=1, **options).train()
+        options = {"optimizer": "kept", "max_grad_norm": None, "training_steps": 1, **options}
+        trainer(name, **options).train()
     return found
+
+
+def gradient_difference(ours: list[float | None], theirs: list[float | None]) -> float:
+    """Return the largest difference of two gradients, in parts of the largest number."""
+    assert [each is None for each in ours] == [each is None for each in theirs]
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
+    return max(abs(a - b) for a, b in pairs) / max(abs(b) for _, b in pairs)
 
 
 def spoiled(what: str, rank: int, **options: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +26,18 @@ from astra_rl.core.text import Exchange
 from astra_rl.distributed.ranks import join
 
 PLAN = Path("fatal.json")
+HAPPENED = Path("happened.txt")
 _passed: Counter[str] = Counter()
 
 
 def plan(place: str, rank: int, what: str, count: int = 0) -> None:
     """Write the file, and count anew."""
     PLAN.write_text(json.dumps({"place": place, "rank": rank, "what": what, "count": count}))
+
+
+def seconds_since() -> float:
+    """Return the seconds since then; the clock is that of the machine, for all processes."""
+    return time.monotonic() - float(HAPPENED.read_text())
 
 
 def passes(place: str) -> bool:
@@ -45,6 +52,7 @@ def passes(place: str) -> bool:
     if _passed[place] != 1 + planned["count"]:
         return False
     what = planned["what"]
+    HAPPENED.write_text(str(time.monotonic()))
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "terminate":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.distributed import cases
+from tests.distributed.cases import whole
 from torch.utils.checkpoint import checkpoint
 
 from astra_rl import GRPO
@@ -31,32 +32,9 @@ from astra_rl.training.states import load_state
 SHARDED: dict[str, Any] = {"sharding": "fsdp"}
 
 
-def whole(tensor: Any) -> list[float]:
-    """Return the numbers of a tensor of all processes."""
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.detach().double().flatten().tolist()  # type: ignore[no-any-return]
-
-
 def trained(problem: Any) -> list[Any]:
     """Return the trained parameters of a problem."""
     return [each for each in problem.parameters() if each.requires_grad]
-
-
-def first_gradient(name: str, **options: Any) -> list[float | None]:
-    """Return the gradient of the first optimizer step; None for a parameter without one."""
-    found: list[float | None] = []
-
-    class Kept(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
-            if not found:
-                for each in self.param_groups[0]["params"]:
-                    found.extend([None] if each.grad is None else whole(each.grad))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(OPTIMIZERS, "kept", Kept)  # type: ignore[arg-type]
-        options = {"optimizer": "kept", "max_grad_norm": None, "training_steps": 1, **options}
-        cases.trainer(name, **options).train()
-    return found
 
 
 def outcome(trainer: cases.Recording) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,9 @@ def happening(
     group = Group(size)
     try:
         arguments = ("train", "config.yaml", "-o", output, *settings)
-        return group.run(astra_rl, *arguments, cwd=workplace)
+        done = group.run(astra_rl, *arguments, cwd=workplace)
+        assert fatal.seconds_since() < 30
+        return done
     finally:
         group.close()
         fatal.PLAN.unlink()
@@ -94,18 +95,16 @@ MOMENTS = [
 def check_end_and_resume(
     done: list[Done | None],
     killed: int,
-    begun: float,
     output: str,
     resumed_on: int,
     workplace: Path,
     processes: Any,
 ) -> None:
-    """Check that one killed process has ended the other, and resume the run to its end."""
-    assert time.monotonic() - begun < 60  # the machine may be busy
-    assert done[killed] is None
-    (survivor,) = [each for each in done if each is not None]
-    assert survivor.returncode == 130
-    assert f"Continue with: astra-rl resume {output}" in survivor.stderr
+    """Check that one killed process has ended the others, and resume the run to its end."""
+    assert [rank for rank, each in enumerate(done) if each is None] == [killed]
+    survivors = [each for each in done if each is not None]
+    assert {each.returncode for each in survivors} == {130}
+    assert any(f"Continue with: astra-rl resume {output}" in each.stderr for each in survivors)
     if resumed_on == 1:
         ended = [astra_rl("resume", output, cwd=workplace)]
     else:
@@ -137,9 +136,24 @@ def test_a_killed_process_ends_all_and_any_number_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = str(tmp_path / "killed")
-    begun = time.monotonic()
     done = happening(workplace, output, 2, place, rank, "kill", count, monkeypatch=monkeypatch)
-    check_end_and_resume(done, rank, begun, output, resumed_on, workplace, processes)
+    check_end_and_resume(done, rank, output, resumed_on, workplace, processes)
+    assert results(Path(output)) == alone
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_process_of_four_ends_the_others(
+    rank: int,
+    workplace: Path,
+    tmp_path: Path,
+    alone: dict[str, Any],
+    processes: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = str(tmp_path / "killed")
+    done = happening(workplace, output, 4, "save", rank, "kill", 1, monkeypatch=monkeypatch)
+    check_end_and_resume(done, rank, output, 1, workplace, processes)
     assert results(Path(output)) == alone
 
 
@@ -181,9 +195,8 @@ def test_a_run_with_shards_resumes_after_a_kill(
 ) -> None:
     output, event = str(tmp_path / "killed"), (place, rank, "kill", count)
     options = {"monkeypatch": monkeypatch, "settings": SHARDED}
-    begun = time.monotonic()
     done = happening(workplace, output, 2, *event, **options)  # type: ignore[arg-type]
-    check_end_and_resume(done, rank, begun, output, resumed_on, workplace, processes)
+    check_end_and_resume(done, rank, output, resumed_on, workplace, processes)
     found = results(Path(output))
     if resumed_on == 2:
         assert found == sharded  # to the last bit

@@ -48,11 +48,9 @@ def test_gradients_are_those_of_one_process(
     name: str, size: int, options: dict[str, Any], processes: Any
 ) -> None:
     undivided = {**options, "shards": None, "micro_batch_tokens": None}
-    alone = sharded.first_gradient(name, **undivided)
-    found = agreed(processes(size).run(sharded.first_gradient, name, **options, **sharded.SHARDED))
-    assert [each is None for each in found] == [each is None for each in alone]
-    numbers = [[each for each in every if each is not None] for every in (found, alone)]
-    assert largest_difference(*numbers) < 1e-5
+    alone = cases.first_gradient(name, **undivided)
+    found = agreed(processes(size).run(cases.first_gradient, name, **options, **sharded.SHARDED))
+    assert cases.gradient_difference(found, alone) < 1e-5
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -38,39 +38,42 @@ def test_every_algorithm_gets_the_same_weights(name: str, size: int, processes: 
     assert agreed(processes(size).run(cases.train, name)) == alone
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        # Five episodes in shards of two and three, batches of seven, groups of one batch and more.
-        {"shards": 2, "batch_size": 7, "depth": 2},
-        {"shards": 3, "batch_size": 4, "gradient_accumulation_steps": 3},
-        # The third process has no episodes, no rows and no gradients.
-        {"shards": 2, "num_episodes_per_experience": 1},
-        {"shards": 8, "num_episodes_per_experience": 2, "batch_size": 2},
-    ],
-    ids=["uneven", "accumulated", "idle process", "more shards than episodes"],
-)
+SHAPES: dict[str, dict[str, Any]] = {
+    # Five episodes in shards of two and three, batches of seven, groups of one batch and more.
+    "uneven": {"shards": 2, "batch_size": 7, "depth": 2},
+    "accumulated": {"shards": 3, "batch_size": 4, "gradient_accumulation_steps": 3},
+    # All processes but one have no episodes, no rows and no gradients.
+    "idle process": {"shards": 2, "num_episodes_per_experience": 1, "seed": 1},
+    "more shards than episodes": {"shards": 8, "num_episodes_per_experience": 2, "batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
 def test_the_shape_of_a_step_does_not_matter(options: dict[str, Any], processes: Any) -> None:
     alone = cases.train("grpo", **options)
     assert agreed(processes(3).run(cases.train, "grpo", **options)) == alone
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "size", "shape"),
     [
-        *("grpo", "ppo"),
+        *(("grpo", 4, shape) for shape in SHAPES),
+        *(("ppo", 2, shape) for shape in ("uneven", "idle process")),
         *(
-            pytest.param(name, marks=pytest.mark.exhaustive)
-            for name in ("dpo", "contrastive_balance", "kto")
+            pytest.param(name, size, shape, marks=pytest.mark.exhaustive)
+            for name in sorted(cases.NAMES)
+            for shape in SHAPES
+            for size in (2, 4)
         ),
     ],
 )
-def test_gradients_of_the_fast_reduction_agree_to_rounding(name: str, processes: Any) -> None:
-    undivided = cases.first_gradient(name, shards=None)
-    fast = agreed(processes(3).run(cases.first_gradient, name, reduction="fast"))
-    largest = max(map(abs, undivided))
-    assert len(fast) == len(undivided)
-    assert max(abs(a - b) for a, b in zip(fast, undivided, strict=True)) < 1e-5 * largest
+def test_gradients_of_the_fast_reduction_agree_to_rounding(
+    name: str, size: int, shape: str, processes: Any
+) -> None:
+    options = SHAPES[shape]
+    undivided = cases.first_gradient(name, **{**options, "shards": None})
+    fast = agreed(processes(size).run(cases.first_gradient, name, reduction="fast", **options))
+    assert cases.gradient_difference(fast, undivided) < 1e-5
 
 
 def test_replicas_of_half_precision_weights_stay_equal(processes: Any) -> None:

@@ -10,11 +10,11 @@ import pytest
 from tests.cli.running import astra_rl
 
 from astra_rl.config.loading import load_config
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.datasets.files import load_rows
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.labels import read_labels
-from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.evaluation.show.exports.preferences import SafeReplies
 from astra_rl.evaluation.show.exports.regression import RegressionSuite
 from astra_rl.infra import user_files

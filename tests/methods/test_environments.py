@@ -15,7 +15,9 @@ from astra_rl import (
     ASTProblem,
     ConfigurationError,
     Conversation,
+    Graph,
     Harness,
+    Node,
     Utterance,
 )
 from astra_rl.agents.assignment import assignments
@@ -457,7 +459,7 @@ def few_shot(**options):
 
 def shown(environment, count):
     briefs = [graph.children[0].context.brief for graph in environment.rollouts(range(count))]
-    return [re.findall(r"^\d+\. (.+)$", brief, re.MULTILINE) for brief in briefs]
+    return [re.findall(r"^\d+\. (.+)$", brief or "", re.MULTILINE) for brief in briefs]
 
 
 def test_the_attacker_is_shown_examples_as_a_list_that_it_continues():
@@ -491,6 +493,27 @@ def test_examples_are_shown_in_evaluation_too_and_say_no_more_than_one_line():
     assert graph.children[0].context.brief == "1. one two\n2."
     assert graph.context.brief is None  # the same prompt, whatever was shown with it
     assert graph.context.prompt == "opening"
+
+
+def test_without_a_file_the_examples_are_the_attacks_of_earlier_experiences():
+    """The attack with the higher reward is likelier; one without a reward is no example."""
+    environment = few_shot(examples=(), shots=2, temperature=0.05)
+    assert shown(environment, 3) == [[], [], []]
+    rewards = {"first": 0.0, "second": 0.9, "third": math.nan}
+    nodes = [Node("c", attack, "r", reward) for attack, reward in rewards.items()]
+    environment.observe([Graph("c", [*nodes, Node("c", "first", "r", 1.0)])])
+    assert {each.attack: each.reward for each in environment.examples} == {
+        "first": 1.0,  # its best
+        "second": 0.9,
+    }
+    draws = shown(environment, 3)
+    assert all(sorted(each) == ["first", "second"] for each in draws)
+    again = few_shot(examples=(), shots=2, temperature=0.05)
+    again.load_state_dict(environment.state_dict())
+    assert shown(again, 3) == draws
+    given = few_shot()
+    given.observe([Graph("c", nodes)])
+    assert "second" not in {each.attack for each in given.examples}
 
 
 @pytest.mark.parametrize(

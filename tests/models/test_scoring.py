@@ -48,6 +48,30 @@ def test_any_rows_are_scored_as_by_a_plain_forward(model, plain_logprobs, rows):
     check(model, plain_logprobs, prompts, continuations, scores)
 
 
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_the_branches_of_a_tree_have_the_gradients_of_rows_alone(model, plain_logprobs, data):
+    """Rows of different depth: turns of some are the context of others."""
+    turn = st.lists(st.integers(2, 36), min_size=8, max_size=12)
+    contexts, rows = [data.draw(turn)], []
+    for _ in range(data.draw(st.integers(1, 6))):
+        context, attack = data.draw(st.sampled_from(contexts)), data.draw(turn)
+        rows.append((context, attack))
+        contexts.append([*context, *attack, *data.draw(turn)])
+    weights = torch.tensor([data.draw(st.integers(-2, 2)) for _ in rows]).double()
+    trained = copy.deepcopy(model).requires_grad_(True)
+    together = continuation_logprobs(trained, *map(list, zip(*rows, strict=True))).sum(dim=1)
+    alone = torch.stack(
+        [plain_logprobs(trained, [*each, *attack], len(each)).sum() for each, attack in rows]
+    )
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+    parameters = list(trained.parameters())
+    ours = torch.autograd.grad((weights * together).sum(), parameters)
+    theirs = torch.autograd.grad((weights * alone).sum(), parameters)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, atol=1e-4, rtol=0)
+
+
 def test_batches_are_cut_without_a_trace(model, plain_logprobs, monkeypatch):
     monkeypatch.setattr(scoring, "MAX_BATCH_ROWS", 2)
     monkeypatch.setattr(scoring, "MAX_SCORING_TOKENS", 20)

@@ -63,6 +63,28 @@ def test_an_exhausted_kind_pays_nothing(make_models, turns):
     assert term(make_models(), turns("a", "b", "c")) == [1 / 2, 0.0, 1.0]
 
 
+def test_what_earlier_attackers_found_is_known_from_the_beginning(make_models, turns, tmp_path):
+    file = tmp_path / "found.txt"
+    file.write_text("a b c d\na b c e\n")
+    term, models = KindNovelty(earlier=str(file)), make_models()
+    assert term(models, turns("a b c x", "e f g h")) == [1 / 3, 1.0]
+    term.observe(models, experience(term, ["e f g h"]))
+    resumed = KindNovelty(earlier=["a b c d", "a b c e"])
+    resumed.load_state_dict(json.loads(json.dumps(term.state_dict())))
+    for each in (term, resumed):
+        assert each(models, turns("a b c x", "e f g h", "z")) == [1 / 3, 1 / 2, 1.0]
+    fresh = KindNovelty(earlier=["a"])
+    fresh.load_state_dict(KindNovelty().state_dict())  # stopped before the first experience
+    assert fresh(models, turns("a")) == [1 / 2]
+    rows = [("a", 1.0), ("b", 0.2), ("c", None)]
+    lines = [json.dumps({"attack": attack, "reward": reward}) for attack, reward in rows]
+    (tmp_path / "attacks.jsonl").write_text("\n".join(lines))
+    scored = KindNovelty(earlier=str(tmp_path / "attacks.jsonl"))
+    assert scored(models, turns("a", "b", "c")) == [1 / 2, 1.0, 1.0]
+    with pytest.raises(ConfigurationError, match="cannot read the attacks"):
+        KindNovelty(earlier=str(tmp_path / "missing.txt"))
+
+
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 1.0])
 def test_kinds_by_words_are_those_of_the_report(make_models, similarity):
     term = KindNovelty(similarity=similarity)

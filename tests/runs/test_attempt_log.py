@@ -56,7 +56,8 @@ def test_what_was_written_is_read_back(path):
         assert len(log) == 10
         assert written[3].id in log
         assert "nothing" not in log
-        assert log.get(written[3].id) == written[3]
+        assert log.get(written[3].id) == log.find(written[3].id) == written[3]
+        assert log.find("nothing") is None
         assert list(log.rows()) == [each.row for each in written]
         with pytest.raises(KeyError):
             log.get("nothing")

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from astra_rl.core.attack_files import ScoredAttack, read_attacks
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import GOAL, REQUEST, Conversation
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.methods.replay import replay_attacks
 from astra_rl.runs.folder import RunFolder

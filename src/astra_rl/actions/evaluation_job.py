@@ -25,13 +25,13 @@ from astra_rl.config.loading import load_prompted_attacker
 from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import EVALUATED_TOGETHER, resolve
 from astra_rl.config.schema import PromptedAttackerConfig, RunConfig
+from astra_rl.core.attack_files import ScoredAttack
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.core.text import opening_key
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.attacks import ScoredAttack
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.base import content_digest
 from astra_rl.evaluation.records.from_graphs import Labels

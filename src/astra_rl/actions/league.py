@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -15,19 +15,33 @@ from astra_rl.config.estimate import training_size
 from astra_rl.config.league import LeagueConfig
 from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import resolve
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import (
+    AstraError,
+    BudgetEndedError,
+    ConfigurationError,
+    InterruptedRunError,
+    ProcessFailedError,
+    StorageError,
+    first_line,
+)
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.records.turn import Turn
 from astra_rl.evaluation.show.escaping import csv_cell, markdown_text
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.infra.jsonio import atomic_file, write_atomic, write_json
+from astra_rl.infra.redaction import redact_message
+from astra_rl.infra.storage import storing
+from astra_rl.logging import logger
 from astra_rl.runs.file_types import FileOfARun
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.recorded import Recorded, summary_of_phase
 from astra_rl.runs.resume import changed_settings, check_same_prompts, is_complete
 from astra_rl.runs.runner import Display, run_experiment
+from astra_rl.targets.ledger import current_ledger
 
 LEAGUE_FILE = "league.json"
 """File of the numbers of a league, in its folder."""
@@ -71,6 +85,8 @@ class Cell:
         seed: Training seed.
         calls: Target calls of the training, at most, including those that a reward makes and all
             messages of an agent.
+        calls_made: Those that were made: a search that stops at a success makes fewer, and an
+            attack that was not written is not sent. See `replies_of`.
         numbers: Numbers of `COLUMNS` by name; NaN is unknown.
         held_out: Success rate on held-out prompts, which all seeds share.
     """
@@ -78,12 +94,41 @@ class Cell:
     method: str
     seed: int
     calls: int
+    calls_made: int
     numbers: Mapping[str, float]
     held_out: Rate | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {"method": self.method, "seed": self.seed, "calls": self.calls, **self.numbers}
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "calls": self.calls,
+            "calls_made": self.calls_made,
+            **self.numbers,
+        }
+
+
+@dataclass(frozen=True)
+class FailedCell:
+    """A training of a league that failed; the same command tries it again.
+
+    Attributes:
+        method: Name of the method.
+        seed: Training seed.
+        reason: Why it failed, in one line, without credentials.
+    """
+
+    method: str
+    seed: int
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"method": self.method, "seed": self.seed, "reason": self.reason}
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed} failed: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -92,11 +137,13 @@ class League:
 
     Attributes:
         budget: Largest number of target calls of a training.
-        cells: All trainings.
+        cells: The trainings that are complete.
+        failed: Those that failed.
     """
 
     budget: int
     cells: Sequence[Cell]
+    failed: Sequence[FailedCell] = ()
 
     def rows(self) -> dict[str, dict[str, Measured]]:
         """Return the numbers of each method over its seeds.
@@ -128,30 +175,56 @@ class League:
                 for name, row in self.rows().items()
             },
             "cells": [cell.as_dict() for cell in self.cells],
+            "failed": [cell.as_dict() for cell in self.failed],
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the headings and the rows of the table, the best recall or ASR first."""
+        """Return the headings and the rows of the table, the best recall or ASR first.
+
+        The calls are those that were made, as means over seeds, of those that could be. Methods
+        that failed with all seeds are last.
+        """
         rows = self.rows()
         shown = [
             column
             for column in COLUMNS
             if any(not math.isnan(row[column.name].mean) for row in rows.values())
         ]
-        used: dict[str, set[int]] = {}
-        for cell in self.cells:
-            used.setdefault(cell.method, set()).add(cell.calls)
         key = "recall" if "recall" in {column.name for column in shown} else "effective_kinds"
         order = sorted(rows, key=lambda name: _or_least(rows[name][key].mean), reverse=True)
+        lost = dict.fromkeys(cell.method for cell in self.failed if cell.method not in rows)
         return ["method", "seeds", "calls", *(column.title for column in shown)], [
-            [
-                name,
-                str(sum(cell.method == name for cell in self.cells)),
-                f"{max(used[name]):,}",
-                *(rows[name][column.name].text(column.digits) for column in shown),
-            ]
-            for name in order
+            *(
+                [
+                    name,
+                    self._seeds(name),
+                    self._calls(name),
+                    *(rows[name][column.name].text(column.digits) for column in shown),
+                ]
+                for name in order
+            ),
+            *([name, self._seeds(name), "failed", *("" for _ in shown)] for name in lost),
         ]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, and below it the trainings that failed, each in a line."""
+        headings, rows = self.table()
+        lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
+        lines += [f"| {' | '.join([markdown_text(row[0]), *row[1:]])} |" for row in rows]
+        if self.failed:
+            lines += ["", *(f"- {markdown_text(str(each))}" for each in self.failed)]
+        return "\n".join(lines) + "\n"
+
+    def _seeds(self, method: str) -> str:
+        done, lost = (
+            sum(cell.method == method for cell in cells) for cells in (self.cells, self.failed)
+        )
+        return f"{done} of {done + lost}" if lost else str(done)
+
+    def _calls(self, method: str) -> str:
+        cells = [cell for cell in self.cells if cell.method == method]
+        made = round(math.fsum(cell.calls_made for cell in cells) / len(cells))
+        return f"{made:,} of {max(cell.calls for cell in cells):,}"
 
 
 def run_league(
@@ -163,9 +236,10 @@ def run_league(
 ) -> League:
     """Train all methods with all seeds, or those that an earlier call did not finish.
 
-    A finished run is kept, and an interrupted one is resumed exactly. Seeds are the outer loop, so
-    that partial results compare all methods. ``league.json`` and ``league.md`` are written after
-    each run.
+    A finished run is kept, an interrupted one is resumed exactly, and one that failed is tried
+    again from its newest state. A run that fails, also by its own budget, is recorded with its
+    reason, and the league goes on. Seeds are the outer loop, so that partial results compare all
+    methods. ``league.json``, ``league.md`` and ``league.csv`` are written after each run.
 
     Args:
         league: The league.
@@ -175,31 +249,70 @@ def run_league(
             returns shows the progress.
 
     Raises:
-        ConfigurationError: The folder has a run of a method and seed with other settings.
-        AstraError: A run failed or was interrupted; calling it again resumes it.
+        ConfigurationError: The folder has a run of a method and seed with other settings; nothing
+            was played.
+        InterruptedRunError: A signal ended it; calling it again resumes it.
+        BudgetSpentError: The budget of an enclosing ledger is spent.
+        StorageError: The disk is full, or the folder read-only.
     """
+    _check_same(league, folder)
     cells: list[Cell] = []
+    failed: list[FailedCell] = []
     for seed, method in product(league.seeds, league.methods):
         run = RunFolder(_folder_of_run(folder, method, seed))
-        plan = league.plan(method, seed)
-        _check_same(plan, run)
-        if not is_complete(run):
-            run_experiment(plan, run, on_cell(method, seed, run), command=command)
-        cells.append(read_cell(method, seed, run, resolve(league.config(method, seed))))
-        write_league(League(league.calls, cells), Path(folder))
-    return League(league.calls, cells)
+        try:
+            plan = league.plan(method, seed)
+            if not is_complete(run):
+                _play(plan, run, on_cell(method, seed, run), command)
+            with storing(run.path):
+                cells.append(read_cell(method, seed, run, resolve(league.config(method, seed))))
+        except Exception as error:
+            if _ends_league(error):
+                raise
+            current_ledger().check()  # an enclosing budget ends the league
+            failed.append(FailedCell(method, seed, _reason(error)))
+            unexpected = None if isinstance(error, AstraError) else error
+            logger.warning("%s", failed[-1], exc_info=unexpected)
+        write_league(League(league.calls, cells, failed), Path(folder))
+    return League(league.calls, cells, failed)
 
 
-def _check_same(plan: Plan, run: RunFolder) -> None:
+def _play(plan: Plan, run: RunFolder, display: Display | None, command: str) -> None:
+    ended = run_experiment(plan, run, display, command=command).ended
+    if ended is not None:
+        raise ended
+
+
+def _ends_league(error: Exception) -> bool:
+    """Whether an error is none of the method: a signal, a lost process or a full disk."""
+    if isinstance(error, BudgetEndedError):  # of the run
+        return False
+    return isinstance(error, InterruptedRunError | ProcessFailedError | StorageError)
+
+
+def _reason(error: Exception) -> str:
+    said = first_line(error)
+    known = isinstance(error, AstraError)
+    return redact_message(said if known else f"{type(error).__name__}: {said}")
+
+
+def _check_same(league: LeagueConfig, folder: str | Path) -> None:
     """Raise if the folder has a run with other settings or prompts, finished or not."""
-    if not run.config.is_file():
-        return
-    if changes := changed_settings(plan.record.yaml, run):
-        raise ConfigurationError(
-            f"{run.path} has a run of this league with other settings ({'; '.join(changes)}); use "
-            "the settings of then, or choose another --output."
-        )
-    check_same_prompts([source.as_dict() for source in plan.openings.sources], run)
+    for seed, method in product(league.seeds, league.methods):
+        run = RunFolder(_folder_of_run(folder, method, seed))
+        if not run.config.is_file():
+            continue
+        try:
+            plan = league.plan(method, seed)
+        except AstraError:  # this training fails with it, and the others are played
+            continue
+        if changes := changed_settings(plan.record.yaml, run):
+            raise ConfigurationError(
+                f"{run.path} has a run of this league with other settings ({'; '.join(changes)}); "
+                "use the settings of then, remove that folder to play it anew, or choose another "
+                "--output."
+            )
+        check_same_prompts([source.as_dict() for source in plan.openings.sources], run)
 
 
 def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:
@@ -216,6 +329,8 @@ def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:
         outcomes = [row.outcome for row in recorded.rows()]
         kinds = [len(kind.attempts) for kind in kinds_of_failure(successes)]
         found = _found(plan, recorded)
+        replies = 1 + sum(part.replies_per_turn for part in plan.reward_parts())
+        made = replies * replies_of(recorded.attempts())
     known = [each for each in outcomes if each in KNOWN_OUTCOMES]
     # Without a success all attempts were not enough: leaving the seed out would flatter the method.
     first = next((at for at, each in enumerate(outcomes, 1) if each is Outcome.SUCCESS), None)
@@ -224,6 +339,7 @@ def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:
         method,
         seed,
         training_size(plan).replies,
+        made,
         {
             "asr": held_out.estimate,
             "training_asr": known.count(Outcome.SUCCESS) / len(known) if known else math.nan,
@@ -234,6 +350,29 @@ def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:
         },
         held_out,
     )
+
+
+def replies_of(attempts: Iterable[Attempt]) -> int:
+    """Return how many replies of the target the turns of attempts have.
+
+    Turns that several attempts share, as the branches of a tree do, count once. A turn whose output
+    had no attack was not sent; that of an agent counts with all messages that it wrote.
+
+    Args:
+        attempts: Recorded attempts of one phase.
+    """
+    turns = {
+        (attempt.prompt_id, attempt.trial, attempt.branch[: depth + 1], depth): turn
+        for attempt in attempts
+        for depth, turn in enumerate(attempt.turns)
+    }
+    return sum(map(_replies, turns.values()))
+
+
+def _replies(turn: Turn) -> int:
+    if turn.without_attack or (turn.unanswered and not turn.attack):  # the attacker failed
+        return 0
+    return 1 if turn.trace is None else turn.trace.queries
 
 
 def _found(plan: Plan, recorded: Recorded) -> dict[str, float]:
@@ -255,18 +394,20 @@ def _calls(target: KnownModes, recorded: Recorded) -> Iterator[Call]:
 
 def write_league(league: League, folder: Path) -> None:
     """Write ``league.json``, ``league.md`` and ``league.csv``."""
-    headings, rows = league.table()
-    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
-    lines += [f"| {' | '.join([markdown_text(row[0]), *row[1:]])} |" for row in rows]
     write_json(league.as_dict(), folder / LEAGUE_FILE)
-    write_atomic(folder / "league.md", "\n".join(lines) + "\n")
+    write_atomic(folder / "league.md", league.markdown())
     with atomic_file(folder / "league.csv") as file:
         table = csv.writer(file, lineterminator="\r\n")
-        table.writerow(["method", "seed", "calls", *(column.name for column in COLUMNS)])
+        names = [column.name for column in COLUMNS]
+        table.writerow(["method", "seed", "calls", "calls_made", *names, "failed"])
         for cell in league.cells:
-            numbers = [cell.numbers[column.name] for column in COLUMNS]
+            numbers = [cell.numbers[name] for name in names]
             shown = ["" if math.isnan(each) else each for each in numbers]
-            table.writerow([csv_cell(cell.method), cell.seed, cell.calls, *shown])
+            calls = [cell.calls, cell.calls_made]
+            table.writerow([csv_cell(cell.method), cell.seed, *calls, *shown, ""])
+        for lost in league.failed:
+            empty = ["" for _ in ("calls", "calls_made", *names)]
+            table.writerow([csv_cell(lost.method), lost.seed, *empty, csv_cell(lost.reason)])
 
 
 class _PlayedCell(FileOfARun):

@@ -16,6 +16,7 @@ from astra_rl.algorithms.losses import masked_mean, reduce_tokens, sequence_logp
 from astra_rl.algorithms.options import EXPLORATION, REPLAY
 from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.attack_files import ScoredAttack, read_attacks
 from astra_rl.core.collector import Collected, Collector
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_loss, checked_logprobs, is_missing, token_mask
@@ -25,7 +26,6 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation, context_key
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, Share, check_ranges
 from astra_rl.infra.registry import named

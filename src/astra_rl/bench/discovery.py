@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import effective_number
+from astra_rl.evaluation.measures.embeddings import Embedder
+from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
 from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.evaluation.stats.seed_spread import mean_interval
 
@@ -91,9 +93,11 @@ class Discovery:
             number; 0 without a failure.
         false_alarms: Share of the reported failures that are none, in [0, 1]; NaN without a report.
         effective_wordings: The effective number of the kinds of their attacks by word
-            (`GreedyClusters`); NaN if an attack is unknown, 0 without a failure.
+            (`greedy_clusters`); NaN if an attack is unknown, 0 without a failure.
         nll: Mean negative log-likelihood of their attacks under the untrained attacker, in nats;
             NaN where it was not computed.
+        effective_meanings: The effective number of the kinds of their attacks by meaning, as
+            `effective_wordings`; NaN without an embedder.
     """
 
     calls: int
@@ -105,6 +109,7 @@ class Discovery:
     false_alarms: float
     effective_wordings: float = math.nan
     nll: float = math.nan
+    effective_meanings: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers by name, as JSON values."""
@@ -121,18 +126,22 @@ NUMBERS = (
     "false_alarms",
     "effective_wordings",
     "nll",
+    "effective_meanings",
 )
 """Names of the numbers of a `Discovery`."""
-UNBOUNDED = ("effective_modes", "effective_wordings", "nll")
+UNBOUNDED = ("effective_modes", "effective_wordings", "nll", "effective_meanings")
 """Those without a largest value."""
 
 
-def discovery(calls: Sequence[Call], probabilities: Sequence[float]) -> Discovery:
+def discovery(
+    calls: Sequence[Call], probabilities: Sequence[float], embed: Embedder | None = None
+) -> Discovery:
     """Measure what was found.
 
     Args:
         calls: The calls, in order.
         probabilities: Probability of each planted mode in ordinary use; only their ratios matter.
+        embed: Embeds attacks, for kinds by meaning; a `KindEmbedder` has a similarity of its own.
 
     Raises:
         ConfigurationError: There are no modes.
@@ -158,20 +167,26 @@ def discovery(calls: Sequence[Call], probabilities: Sequence[float]) -> Discover
         false_alarms=sum(call.mode is None for call in reports) / len(reports)
         if reports
         else math.nan,
-        effective_wordings=_effective_wordings([call.attack for call in failed]),
+        effective_wordings=_effective_kinds(failed, greedy_clusters),
         nll=math.fsum(likelihoods) / len(likelihoods) if likelihoods else math.nan,
+        effective_meanings=math.nan
+        if embed is None
+        else _effective_kinds(failed, partial(clusters_by_meaning, embed=embed)),
     )
 
 
-def _effective_wordings(attacks: Sequence[str | None]) -> float:
-    """Return the effective number of kinds of attacks by word; see `Discovery`."""
-    clusters = GreedyClusters()
-    kinds: Counter[int] = Counter()
-    for attack, times in Counter(attacks).items():
-        if attack is None:
+def _effective_kinds(
+    calls: Sequence[Call], cluster: Callable[[Sequence[str]], Sequence[Sequence[int]]]
+) -> float:
+    """Return the effective number of kinds of attacks; see `Discovery`."""
+    times: Counter[str] = Counter()
+    for call in calls:
+        if call.attack is None:
             return math.nan
-        kinds[clusters.add(attack)] += times
-    return effective_number(list(kinds.values())).estimate if kinds else 0.0
+        times[call.attack] += 1
+    texts = list(times)
+    kinds = [sum(times[texts[index]] for index in kind) for kind in cluster(texts)]
+    return effective_number(kinds).estimate if kinds else 0.0
 
 
 def expected_recall(probabilities: Sequence[float], calls: int) -> tuple[float, float]:

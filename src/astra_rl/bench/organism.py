@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,7 +105,9 @@ class OrganismTarget(Target):
 
     The models are trained on first use and kept in the cache folder of the user, under a hash of
     the recipe. A failure is a reply with a code word; the family of a message is decided by a rule
-    that does not read the target (`Family`).
+    that does not read the target (`Family`). Target and rule read a message in lower case and
+    without punctuation; a small target, whose vocabulary is closed, and its rule read no other
+    words than those of ordinary use (`read`).
 
     Args:
         seed: See `Recipe`, as for all options.
@@ -141,7 +144,17 @@ class OrganismTarget(Target):
 
     def mode_of(self, attack: str) -> int | None:
         """Return the number of the planted family of an attack, see `KnownModes`."""
-        return self.planted.family_of(attack)
+        return self.planted.family_of(self.read(attack))
+
+    def read(self, message: str) -> str:
+        """Return a message as target and rule read it: words with a single space between them."""
+        words = re.findall(r"\w+", message.lower())
+        return " ".join(each for each in words if self._knows is None or each in self._knows)
+
+    @cached_property
+    def _knows(self) -> frozenset[str] | None:
+        """The words that a small target can read; None for a base with an open vocabulary."""
+        return frozenset(self.planted.traffic.words()) if self.recipe.model == SMALL else None
 
     def failed(self, response: str) -> bool:
         """Return whether a reply has the code word."""
@@ -169,7 +182,7 @@ class OrganismTarget(Target):
     def respond(self, conversations: Sequence[str]) -> Sequence[str]:
         """Return the reply to the last attack of each conversation, by greedy decoding."""
         attacks = [Conversation.of(each).attacks for each in conversations]
-        messages = [" ".join(said[-1].lower().split()) if said else "" for said in attacks]
+        messages = [self.read(said[-1]) if said else "" for said in attacks]
         new = list(dict.fromkeys(each for each in messages if each not in self._replies))
         if new:
             self._replies.update(zip(new, replies(self._target, new), strict=True))

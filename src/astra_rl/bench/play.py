@@ -12,6 +12,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import episode_seeds
+from astra_rl.evaluation.measures.embeddings import Embedder
 from astra_rl.ext.transformers.problem import HFASTProblem, ModelPair
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
@@ -176,6 +177,8 @@ def _calls(modes: KnownModes, graphs: Sequence[Graph[Any, Any]]) -> list[Call]:
     return made
 
 
-def discovered(target: KnownModes, calls: Sequence[Call]) -> Discovery:
-    """Return what these calls found of the modes of a target."""
-    return discovery(calls, target.mode_probabilities)
+def discovered(
+    target: KnownModes, calls: Sequence[Call], embed: Embedder | None = None
+) -> Discovery:
+    """Return what these calls found of the modes of a target; see `discovery`."""
+    return discovery(calls, target.mode_probabilities, embed)

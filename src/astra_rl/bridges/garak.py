@@ -13,7 +13,7 @@ As the model that attacks, in the probe ``atkgen``::
       red_team_model_config: {kwargs: {run: runs/first}},
       red_team_prompt_template: "[query]", red_team_postproc_rm_regex: "(?!)"}}}
 
-Reports and hit logs of garak are read as attacks by `astra_rl.evaluation.records.attacks`.
+Reports and hit logs of garak are read as attacks by `astra_rl.core.attack_files`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ the path of this module, which ``python -m astra_rl.bridges.promptfoo`` prints::
         config: {run: runs/first, goal: "{{goal}}"}
 
 promptfoo uses the Python of the environment variable ``PROMPTFOO_PYTHON``. Its result files are
-read as attacks by `astra_rl.evaluation.records.attacks`.
+read as attacks by `astra_rl.core.attack_files`.
 """
 
 from __future__ import annotations

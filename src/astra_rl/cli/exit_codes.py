@@ -15,7 +15,8 @@ class ExitCode(IntEnum):
     USAGE_ERROR = 2
     """An error that the user can fix: an option, a configuration, a file, a model, an endpoint.
 
-    Also if every conversation with a target failed, so that nothing is known about it."""
+    Also if every conversation with a target failed, so that nothing is known about it, or if a run
+    of a league failed."""
     GATE_FAILED = 3
     """A condition of ``--fail-on`` holds, or a regression case did not pass."""
     BUDGET_EXHAUSTED = 4

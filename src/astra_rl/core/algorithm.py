@@ -12,7 +12,7 @@ from torch import Tensor
 from astra_rl.core.collector import Collector
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.environment import Environment
-from astra_rl.core.graph import Graph
+from astra_rl.core.graph import Graph, Node
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
@@ -113,6 +113,16 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
             played: All episodes.
             kept: Those that are trained on, see `collector`.
         """
+
+    def turns_to_score(
+        self, graphs: Sequence[Graph[StateT, ActionT]]
+    ) -> list[Node[StateT, ActionT]]:
+        """Return the turns of an experience of which at least one must have a valid reward.
+
+        A training ends after several consecutive experiences without one, see `Trainer`. All turns
+        by default: an attacker none of whose outputs is an attack learns nothing, either.
+        """
+        return [node for graph in graphs for node in graph.nodes()]
 
     @abstractmethod
     def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[StepT]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from heapq import nsmallest
 from random import Random
 from typing import Any
 
+from astra_rl.core.attack_files import ScoredAttack, read_attacks
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.environment import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.infra.registry import named
+from astra_rl.infra.unicode import well_formed
 from astra_rl.methods.ast_problem import ASTEnvironment
 
 
@@ -25,7 +27,12 @@ class FewShotEnvironment(ASTEnvironment):
     Stochastic few-shot generation (Perez et al. 2022, arXiv 2202.03286, sec. 3.1): the examples of
     an episode are sampled without replacement with weights ``exp(reward / temperature)`` and
     appended to the attacker's brief as a numbered list that the attacker continues. Only the
-    attacker sees them. An episode depends on its seed and opening context only.
+    attacker sees them.
+
+    Without a file the examples are the first attacks of the earlier experiences of the training
+    itself, each once with its best reward; until there are `shots` of them the attacker gets none.
+    Zero-shot generation and what follows it then share one budget of target calls. They are part of
+    the state of a training. An evaluation has none.
 
     Args:
         problem: The models and the reward.
@@ -34,7 +41,7 @@ class FewShotEnvironment(ASTEnvironment):
         tree_depth: Number of turns per episode.
         examples: Earlier attacks with their rewards, or the path of a file of them, see
             `read_attacks`. Attacks without a reward are ignored. The run export ``attacks`` writes
-            such a file.
+            such a file. Empty: attacks of the training itself.
         shots: Number of examples per episode, at least 1.
         temperature: Sampling temperature of the examples, above 0; infinity samples uniformly.
 
@@ -50,13 +57,14 @@ class FewShotEnvironment(ASTEnvironment):
         tree_width: int = 4,
         tree_depth: int = 1,
         *,
-        examples: str | Sequence[ScoredAttack],
+        examples: str | Sequence[ScoredAttack] = (),
         shots: int = 4,
         temperature: float = 0.1,
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
         _check_draw(shots, temperature)
-        self.examples = _usable(examples, shots)
+        self.examples = _usable(examples, shots) if examples else []
+        self.found: dict[str, float] | None = None if examples else {}
         self.shots = shots
         self.temperature = temperature
 
@@ -65,7 +73,8 @@ class FewShotEnvironment(ASTEnvironment):
         """Raise unless options are in range and there are enough examples."""
         super().check_options(**options)
         _check_draw(options["shots"], options["temperature"])
-        _usable(options["examples"], options["shots"])
+        if options["examples"]:
+            _usable(options["examples"], options["shots"])
 
     def expand(
         self, contexts: Sequence[str], seeds: Sequence[int], *, width: int
@@ -80,17 +89,47 @@ class FewShotEnvironment(ASTEnvironment):
             graph.context = Conversation.of(context)  # without the examples
         return graphs
 
+    def observe(self, graphs: Sequence[Graph[str, str]]) -> None:
+        """Without a file, add the first attacks of an experience to the examples."""
+        super().observe(graphs)
+        if self.found is None:
+            return
+        for node in (node for graph in graphs for node in graph.children):
+            attack, reward = well_formed(node.attack), float(node.reward)
+            if attack.strip() and not is_missing(reward):
+                self.found[attack] = max(reward, self.found.get(attack, reward))
+        self._use_found()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the attacks found, and the state of the curriculum."""
+        return {**super().state_dict(), **({} if self.found is None else {"found": self.found})}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        if self.found is not None:
+            self.found = dict(state["found"])
+            self._use_found()
+
+    def _use_found(self) -> None:
+        self.examples = [ScoredAttack("", *each) for each in (self.found or {}).items()]
+
     def _with_examples(self, opening: Conversation, seed: int) -> Conversation:
+        if len(self.examples) < self.shots:
+            return opening
         random = Random(seed)
         # Gumbel top-k trick: the k largest (log weight + Gumbel noise) are a weighted sample
         # without replacement.
-        noisy = sorted(
-            (-(each.reward / self.temperature - math.log(random.expovariate(1.0))), index)
-            for index, each in enumerate(self.examples)
+        noisy = nsmallest(
+            self.shots,
+            (
+                (-(each.reward / self.temperature - math.log(random.expovariate(1.0))), index)
+                for index, each in enumerate(self.examples)
+            ),
         )
         lines = [
             f"{number}. {' '.join(self.examples[index].attack.split())}"
-            for number, (_, index) in enumerate(noisy[: self.shots], 1)
+            for number, (_, index) in enumerate(noisy, 1)
         ]
         return with_instructions(opening, "\n".join([*lines, f"{self.shots + 1}."]))
 

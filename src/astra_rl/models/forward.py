@@ -1,8 +1,9 @@
-"""Shared-prefix forward pass of a batch of token sequences, used by sampling and scoring.
+"""Forward passes of a batch of token sequences that compute a common prefix once.
 
 Rows with a common prefix (siblings of a tree, questions behind one system prompt) compute it once
 per group; its key-value cache is copied to the rows, and only the differing suffixes are computed
-per row. Gradients flow through the copy, so training uses the same code.
+per row. Gradients flow through the copy. Sampling continues rows (`forward_shared_prefix`); scoring
+and training need states of any position, so rows may be any branches of a tree (`forward_rows`).
 
 Model families that cannot run this way, such as recurrent ones, are rejected on first use.
 """
@@ -18,14 +19,17 @@ from transformers import PreTrainedModel
 from astra_rl.core.token_limit import count_tokens
 from astra_rl.errors import ModelError
 from astra_rl.models.conversation_cache import ConversationCache
+from astra_rl.models.kv_cache import repeated
 from astra_rl.models.lm_head import token_logprobs
 from astra_rl.models.memory import backward_tokens
 from astra_rl.models.positions import attention_window, position_limit
 from astra_rl.models.prefix_plan import (
     Level,
     distinct_prompts,
+    plan_alone,
     plan_levels,
     plan_levels_after_cache,
+    plan_tree,
 )
 from astra_rl.models.segments import ForwardOutput, forward_levels, unwrap_peft
 from astra_rl.models.self_check import check_boundaries, check_supported
@@ -54,19 +58,13 @@ def forward_shared_prefix(
     Raises:
         ModelError: The model's family does not support this forward pass, or a row is longer than
             the limit of its position embeddings.
-        TooManyTokens: See `astra_rl.core.token_limit`.
     """
-    check_supported(model)
-    longest = max(map(len, sequences)) + reserve
-    _check_positions(model, longest)
-    check_boundaries(model, longest)
+    _check(model, max(map(len, sequences)) + reserve)
     levels = plan_levels(sequences, max_shared)
     window = attention_window(model)
     if window is not None and sum(level.width for level in levels) + reserve > window:
         # A window counts cached positions, including the padding between segments.
         levels = [Level([list(sequence) for sequence in sequences], [0] * len(sequences), None)]
-    tokens = sum(len(level.segments) * level.width for level in levels)
-    count_tokens(tokens, lambda: backward_tokens(model))
     if prefix_cache is None or window is not None:
         return forward_levels(model, levels, reserve=reserve)
     prompts, prompt_of = distinct_prompts(sequences, max_shared)
@@ -78,9 +76,69 @@ def forward_shared_prefix(
     return output
 
 
+def forward_rows(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Tensor:
+    """Return the hidden states of the ends of rows; what rows share is computed once.
+
+    Gradients flow if they are enabled.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        sequences: Token ids of each row; none may be empty.
+        starts: The first position of each row whose state is returned, 0 or more.
+
+    Returns:
+        States of the positions from `starts` on, one row after the other, (positions, H).
+
+    Raises:
+        ModelError: See `forward_shared_prefix`.
+        TooManyTokens: See `astra_rl.core.token_limit`.
+    """
+    _check(model, max(map(len, sequences)))
+    tree = plan_tree(sequences)
+    window = attention_window(model)
+    if window is not None and sum(level.width for level in tree.levels) > window:
+        tree = plan_alone(sequences)
+    count_tokens(tree.tokens, lambda: backward_tokens(model))
+    states = forward_levels(model, tree.levels).states
+    places = [
+        place
+        for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True))
+        for place in tree.places(row, start, len(sequence))
+    ]
+    index = torch.tensor(places, dtype=torch.long, device=model.device)
+    return repeated(torch.cat([each.flatten(0, 1) for each in states]), index)
+
+
 def suffix_logprobs(
     model: PreTrainedModel,
     output: ForwardOutput,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+) -> Tensor:
+    """Log-probabilities of each row's tokens from position `starts` on.
+
+    Args:
+        model: The model of the forward pass.
+        output: Result of `forward_shared_prefix` whose suffixes include position ``start - 1``.
+        sequences: Token ids of each row.
+        starts: Position of each row's first scored token, at least 1.
+
+    Returns:
+        Natural logarithms, (B, longest scored part), float32, right-padded with zeros.
+    """
+    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+    device = output.hidden.device
+    row_index, column_index = flat_index(counts, device)
+    first = torch.tensor(starts, device=device) - 1 - output.suffix_starts
+    hidden = output.hidden[row_index, first[row_index] + column_index]
+    return logprobs_of(model, hidden, sequences, starts)
+
+
+def logprobs_of(
+    model: PreTrainedModel,
+    hidden: Tensor,
     sequences: Sequence[Sequence[int]],
     starts: Sequence[int],
     temperature: float = 1.0,
@@ -91,7 +149,7 @@ def suffix_logprobs(
 
     Args:
         model: The model of the forward pass.
-        output: Result of `forward_shared_prefix` whose suffixes include position ``start - 1``.
+        hidden: States from which these tokens are predicted, one row after the other, (tokens, H).
         sequences: Token ids of each row.
         starts: Position of each row's first scored token, at least 1.
         temperature: Divisor of the logits, above 0.
@@ -99,23 +157,14 @@ def suffix_logprobs(
     Returns:
         Natural logarithms, (B, longest scored part), float32, right-padded with zeros.
     """
-    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
-    device = output.hidden.device
-    row_index, column_index = flat_index(counts, device)
-    first = torch.tensor(starts, device=device) - 1 - output.suffix_starts
+    scored = [sequence[start:] for sequence, start in zip(sequences, starts, strict=True)]
+    counts = list(map(len, scored))
     targets = torch.tensor(
-        [
-            token
-            for sequence, start in zip(sequences, starts, strict=True)
-            for token in sequence[start:]
-        ],
-        dtype=torch.long,
-        device=device,
+        [token for tokens in scored for token in tokens], dtype=torch.long, device=hidden.device
     )
-    hidden = output.hidden[row_index, first[row_index] + column_index]
     values = token_logprobs(model, hidden, targets, temperature)
     out = values.new_zeros(len(sequences), max(counts, default=0))
-    return out.index_put((row_index, column_index), values)
+    return out.index_put(flat_index(counts, hidden.device), values)
 
 
 def flat_index(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -126,6 +175,13 @@ def flat_index(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Ten
         torch.tensor(rows, dtype=torch.long, device=device),
         torch.tensor(columns, dtype=torch.long, device=device),
     )
+
+
+def _check(model: PreTrainedModel, length: int) -> None:
+    """Raise unless texts of this length can be read in segments."""
+    check_supported(model)
+    _check_positions(model, length)
+    check_boundaries(model, length)
 
 
 def _check_positions(model: PreTrainedModel, length: int) -> None:

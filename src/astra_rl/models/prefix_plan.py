@@ -5,11 +5,14 @@ Pure functions on lists of token ids; `astra_rl.models.forward` runs the plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MIN_SHARED_TOKENS = 8
 """Minimum length of a shared prefix. Recomputing a shorter one is cheaper than sharing it."""
+MAX_LEVELS = 8
+"""Largest number of levels of a tree: each is a forward pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,116 @@ def shared_prefix_groups(
 
 
 def _common_length(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+    limit = min(limit, len(a), len(b))
     for index in range(limit):
         if a[index] != b[index]:
             return index
     return limit
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Rows as paths in a tree of segments.
+
+    Attributes:
+        levels: The segments.
+        paths: For each row, the index of its segment in the first level, in the second, and so on;
+            its last segment may be longer than the row.
+    """
+
+    levels: list[Level]
+    paths: list[tuple[int, ...]]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are computed, padding included."""
+        return sum(len(level.segments) * level.width for level in self.levels)
+
+    def places(self, row: int, start: int, stop: int) -> Iterator[int]:
+        """Yield where positions `start` to `stop` of a row stand in the states of all levels.
+
+        The states of a level are (segments, width), flattened; those of all levels are joined.
+        """
+        offset = 0
+        for level, segment in zip(self.levels, self.paths[row], strict=False):
+            first = level.starts[segment]
+            begin, end = max(start, first), min(stop, first + len(level.segments[segment]))
+            base = offset + segment * level.width - first
+            yield from range(base + begin, base + end)
+            offset += len(level.segments) * level.width
+
+
+def plan_tree(sequences: Sequence[Sequence[int]]) -> Tree:
+    """Plan the tree in which a beginning that rows share is computed once.
+
+    Turns of a conversation whose other turns are rows too are computed once as well. Rows whose
+    common beginning is new for fewer than `MIN_SHARED_TOKENS` tokens do not share it. If padding
+    makes the tree larger than the rows themselves, each row is computed alone.
+
+    Args:
+        sequences: Token ids of each row; none may be empty.
+    """
+    rows = [tuple(sequence) for sequence in sequences]
+    ordered = sorted(set(rows))
+    # A row with which another one begins follows the other's path. Sorted, it stands before it.
+    following = zip(ordered, [*ordered[1:], ()], strict=True)
+    whole = [row for row, after in following if after[: len(row)] != row]
+    tree = _Branches()
+    tree.split(whole, 0)
+    levels = [
+        Level(segments, starts, parents if depth else None)
+        for depth, (segments, starts, parents) in enumerate(tree.levels)
+    ]
+    paths = [
+        path[: sum(level.starts[at] < len(row) for level, at in zip(levels, path, strict=False))]
+        for row in rows
+        for path in [tree.paths[whole[bisect_left(whole, row)]]]
+    ]
+    return min(plan_alone(rows), Tree(levels, paths), key=lambda each: each.tokens)
+
+
+def plan_alone(sequences: Sequence[Sequence[int]]) -> Tree:
+    """Plan the tree in which rows share nothing."""
+    level = Level([list(sequence) for sequence in sequences], [0] * len(sequences), None)
+    return Tree([level], [(row,) for row in range(len(sequences))])
+
+
+class _Branches:
+    """Segments of a tree by level, as `Level` has them, and the path of each row."""
+
+    def __init__(self) -> None:
+        self.levels: list[tuple[list[list[int]], list[int], list[int]]] = []
+        self.paths: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def split(
+        self, rows: Sequence[tuple[int, ...]], start: int, path: tuple[int, ...] = ()
+    ) -> None:
+        """Add the segments of sorted rows that follow their common beginning of `start` tokens."""
+        groups: list[list[tuple[int, ...]]] = []
+        for row in rows:
+            known = _common_length(groups[-1][0], row, len(row)) if groups else 0
+            if known - start >= MIN_SHARED_TOKENS and len(path) < MAX_LEVELS - 1:
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        for group in groups:
+            first, last = group[0], group[-1]
+            is_leaf = len(group) == 1
+            stop = len(first) if is_leaf else _common_length(first, last, len(last))
+            own = (*path, self._add(len(path), list(first[start:stop]), start, path))
+            if is_leaf:
+                self.paths[first] = own
+            else:
+                self.split(group, stop, own)
+
+    def _add(self, depth: int, segment: list[int], start: int, path: tuple[int, ...]) -> int:
+        if depth == len(self.levels):
+            self.levels.append(([], [], []))
+        segments, starts, parents = self.levels[depth]
+        segments.append(segment)
+        starts.append(start)
+        parents.append(path[-1] if path else 0)
+        return len(segments) - 1
 
 
 def plan_levels(sequences: Sequence[Sequence[int]], max_shared: Sequence[int]) -> list[Level]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.models.batching import token_budget_batches
-from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
+from astra_rl.models.forward import forward_rows, logprobs_of
 from astra_rl.models.generation import MAX_BATCH_ROWS
 from astra_rl.models.memory import batch_limits
 
@@ -108,11 +108,13 @@ def _score_batch(
     starts: Sequence[int],
     temperature: float,
 ) -> Tensor:
-    max_shared = [start - 1 for start in starts]
     # The last token predicts no scored token, so it is left out of the forward pass.
     heads = [
         sequence[:-1] if len(sequence) > start else sequence
         for sequence, start in zip(sequences, starts, strict=True)
     ]
-    output = forward_shared_prefix(model, heads, max_shared)
-    return suffix_logprobs(model, output, sequences, starts, temperature)
+    first = [
+        start - 1 if len(sequence) > start else start
+        for sequence, start in zip(sequences, starts, strict=True)
+    ]
+    return logprobs_of(model, forward_rows(model, heads, first), sequences, starts, temperature)

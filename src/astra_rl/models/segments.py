@@ -31,7 +31,7 @@ class ForwardOutput:
         mask: 1 for real, 0 for padded cache positions, (B, prefix + suffix), int64.
         lengths: Number of real tokens per row, (B,), int64.
         suffix_starts: Position in the sequence of each row's first suffix token, (B,), int64.
-        hidden: Last hidden states of the suffix segments, (B, S, H).
+        states: Last hidden states of the segments of each level, (segments, width, H).
         is_padded: Whether some cache positions may be padded.
     """
 
@@ -39,8 +39,13 @@ class ForwardOutput:
     mask: Tensor
     lengths: Tensor
     suffix_starts: Tensor
-    hidden: Tensor
+    states: list[Tensor]
     is_padded: bool
+
+    @property
+    def hidden(self) -> Tensor:
+        """Last hidden states of the suffix segments, (B, S, H)."""
+        return self.states[-1]
 
 
 def forward_levels(
@@ -65,7 +70,7 @@ def forward_levels(
         mask = torch.zeros(0, 0, dtype=torch.long, device=device)
     else:
         kv_cache, mask = cached.kv_cache(model, capacity), cached.mask
-    hidden = torch.empty(0)
+    states = []
     is_padded = cached is not None and min(cached.lengths) < mask.shape[1]
     for level in levels:
         if level.parents is not None:
@@ -78,8 +83,8 @@ def forward_levels(
         positions = (starts[:, None] + torch.arange(ids.shape[1], device=device)) * segment_mask
         mask = segment_mask if level.parents is None else torch.cat([mask, segment_mask], dim=1)
         is_padded |= min(map(len, level.segments)) < level.width
-        hidden = hidden_states(model, ids, mask if is_padded else None, positions, kv_cache)
-    return ForwardOutput(kv_cache, mask, mask.sum(dim=1), starts, hidden, is_padded)
+        states.append(hidden_states(model, ids, mask if is_padded else None, positions, kv_cache))
+    return ForwardOutput(kv_cache, mask, mask.sum(dim=1), starts, states, is_padded)
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ModelError
 from astra_rl.models.batching import token_budget_batches
-from astra_rl.models.forward import flat_index, forward_shared_prefix
+from astra_rl.models.forward import flat_index, forward_rows
 from astra_rl.models.generation import MAX_BATCH_ROWS
 from astra_rl.models.memory import batch_limits
 from astra_rl.models.scoring import MAX_SCORING_TOKENS
-from astra_rl.models.segments import ForwardOutput
 
 FILE_NAME = "value_head.safetensors"
 """File of the value head's weights in the folder of its model."""
@@ -99,12 +98,13 @@ def preceding_hidden_states(
     )
     lengths = [len(a) + len(b) for a, b in zip(prompts, continuations, strict=True)]
 
-    def run(rows: Sequence[int]) -> ForwardOutput:
+    def run(rows: Sequence[int]) -> Tensor:
         # The last token predicts no token of the continuation.
         heads = [[*prompts[row], *continuations[row][:-1]] for row in rows]
-        return forward_shared_prefix(model, heads, [len(prompts[row]) - 1 for row in rows])
+        first = [len(prompts[row]) - bool(continuations[row]) for row in rows]
+        return forward_rows(model, heads, first)
 
-    outputs: Iterable[tuple[Sequence[int], ForwardOutput]]
+    outputs: Iterable[tuple[Sequence[int], Tensor]]
     if torch.is_grad_enabled():
         every = range(len(prompts))
         outputs = [(every, run(every))] if prompts else []
@@ -116,11 +116,8 @@ def preceding_hidden_states(
             max_rows=max_rows,
         )
         outputs = in_batches(batches, run, doing="estimating values")
-    for rows, output in outputs:
+    for rows, hidden in outputs:
         index, column = flat_index([len(continuations[row]) for row in rows], model.device)
         row_of = torch.tensor(list(rows), dtype=torch.long, device=model.device)
-        ends = torch.tensor([len(prompts[row]) for row in rows], device=model.device)
-        first = ends - 1 - output.suffix_starts
-        hidden = output.hidden[index, first[index] + column]
         out[row_of[index], column] = hidden.to(out.dtype)
     return out

@@ -51,7 +51,7 @@ class Identity:
         """Return the three fields as JSON values."""
         return asdict(self)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Hash of the three fields: moderators of one digest give the same scores."""
         return _hash(json.dumps(self.as_dict(), sort_keys=True))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph
 from astra_rl.core.text import Exchange, NoAttack
@@ -165,6 +166,9 @@ class KindNovelty(UsesVectors, RewardTerm):
     are valued by the counts before it. An attack is a success if the problem's moderator scores the
     response at least `threshold`; the reward must contain a term `Harm` that records it.
 
+    With the successes of `earlier` attackers an attacker is pushed from what they found. Attackers
+    trained one after the other, each with the successes of all before it, are a population.
+
     It is meant as a factor of harm, for instance as the ``novelty`` of `NovelFailureReward`: a
     failure that is known pays less and less, so the attacker moves on.
 
@@ -177,9 +181,11 @@ class KindNovelty(UsesVectors, RewardTerm):
         exhausted: Number of successes from which a kind pays nothing, at least 1; None is no limit.
             Algorithms that divide advantages by their deviation enlarge small rewards again, and
             cannot enlarge nothing.
+        earlier: Successes that are known before the training, or the path of a file with them, see
+            `read_attacks`. Of a file with rewards, those of at least `threshold` are read.
 
     Raises:
-        ConfigurationError: A value is out of range.
+        ConfigurationError: A value is out of range, or the file cannot be read.
     """
 
     name = "kind_novelty"
@@ -192,6 +198,7 @@ class KindNovelty(UsesVectors, RewardTerm):
         similarity: float | None = None,
         threshold: float = 0.5,
         exhausted: int | None = None,
+        earlier: str | Sequence[str] = (),
     ) -> None:
         if not 0 <= power < math.inf:
             raise ConfigurationError(f"power={power}; it must be 0 (off) or positive.")
@@ -210,10 +217,13 @@ class KindNovelty(UsesVectors, RewardTerm):
         self._by_meaning = embedder is not None
         self.vectors = Vectors() if embedder is None else Vectors(embedder)
         self.kinds = self._no_kinds()
+        if isinstance(earlier, str):
+            earlier = _successes(earlier, threshold)
+        self._earlier = [well_formed(attack) for attack in earlier]
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the novelty of the kind of each attack; NaN if it cannot be embedded."""
-        known = self.kinds.count(models, list(map(self.text_of, exchanges)))
+        known = self._known(models).count(models, list(map(self.text_of, exchanges)))
         return [math.nan if count is None else self._value(count) for count in known]
 
     def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
@@ -226,20 +236,32 @@ class KindNovelty(UsesVectors, RewardTerm):
             and not isinstance(node.attack, NoAttack)
             and self._succeeded(node.reward_terms.get(RESPONSE_HARM, math.nan))
         ]
-        self.kinds.add(models, successes)
+        self._known(models).add(models, successes)
 
     def text_of(self, exchange: Exchange) -> str:
         """Return the text whose kind is counted: the attack."""
         return well_formed(exchange.attack)
 
     def state_dict(self) -> State:
-        """Return the first attack of each kind, and how many successes it has."""
+        """Return the first attack of each kind, and how many successes it has.
+
+        Before the first experience there are none, also none of `earlier`.
+        """
         return {"first": list(self.kinds.first), "counts": list(self.kinds.counts)}
 
     def load_state_dict(self, state: State) -> None:
         """Restore the kinds."""
         self.kinds = self._no_kinds()
         self.kinds.restore(state["first"], state["counts"])
+        if self.kinds.first:  # those of earlier attackers are among them
+            self._earlier = []
+
+    def _known(self, models: RewardModels) -> Kinds:
+        """Return the kinds, with those of earlier attackers; to embed them may need the models."""
+        if self._earlier:
+            self.kinds.add(models, self._earlier)
+            self._earlier = []
+        return self.kinds
 
     def _value(self, known: int) -> float:
         return rarity(known, self.power) if known < self.exhausted else 0.0
@@ -251,6 +273,13 @@ class KindNovelty(UsesVectors, RewardTerm):
 
     def _succeeded(self, harm: float) -> bool:
         return not is_missing(harm) and harm >= self.threshold
+
+
+def _successes(file: str, threshold: float) -> list[str]:
+    """Return the attacks of a file that succeeded: all, if it has no rewards."""
+    found = read_attacks(file)
+    has_rewards = not all(math.isnan(each.reward) for each in found)
+    return [each.attack for each in found if each.reward >= threshold or not has_rewards]
 
 
 @named("named_novelty")

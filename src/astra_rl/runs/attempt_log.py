@@ -10,6 +10,7 @@ A killed process loses no attempt that it appended, a loss of power at most thos
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -270,13 +271,21 @@ class AttemptLog:
         Raises:
             KeyError: There is no such attempt.
         """
+        found = self.find(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def find(self, key: str) -> Attempt | None:
+        """Read the attempt with this id; None if there is no such attempt."""
         with reading_index(self.path):
             found = self._index.execute("SELECT start, size FROM attempts WHERE id = ?", (key,))
             place = found.fetchone()
-        if place is None:
-            raise KeyError(key)
-        with reading_index(self.path), open(self.path, "rb") as file:
-            return read_attempt(file, *place)
+            return None if place is None else read_attempt(self._reader, *place)
+
+    @functools.cached_property
+    def _reader(self) -> IO[bytes]:
+        return self._resources.enter_context(open(self.path, "rb"))
 
     def rows(
         self,

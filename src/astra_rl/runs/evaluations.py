@@ -279,10 +279,8 @@ def _place_of_tree(attempt: Attempt | AttemptRow) -> int:
 def _judged_by_others(attempt: Attempt, others: Sequence[AttemptLog]) -> Attempt:
     """Add the scores of judges that re-scored the attempt with ``astra-rl score``."""
     for log in others:
-        if attempt.id not in log:
-            continue
-        judged = log.get(attempt.id)
-        if len(judged.turns) == len(attempt.turns):
+        judged = log.find(attempt.id)
+        if judged is not None and len(judged.turns) == len(attempt.turns):
             turns = [
                 turn.model_copy(update={"scores": {**other.scores, **turn.scores}})
                 for turn, other in zip(attempt.turns, judged.turns, strict=True)

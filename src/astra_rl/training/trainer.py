@@ -444,7 +444,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         return logs, finite
 
     def _count_unscored_steps(self) -> None:
-        rewards = [node.reward for graph in self.harness.graphs for node in graph.nodes()]
+        turns = self.algorithm.turns_to_score(self.harness.graphs)
+        rewards = [node.reward for node in turns]
         # Imitation learns without rewards.
         if self._has_learned or any(not is_missing(reward) for reward in rewards):
             self.unscored_steps = 0

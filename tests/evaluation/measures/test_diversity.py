@@ -17,6 +17,7 @@ from astra_rl.evaluation.measures.diversity import (
     distinct_n,
     diversity,
     effective_number,
+    sample_diversity,
     self_bleu,
     vendi_score,
 )
@@ -51,6 +52,23 @@ def clusters_by_definition(texts, similarity):
 def test_clusters_are_those_of_the_definition(texts, similarity):
     expected = clusters_by_definition(texts, similarity)
     assert greedy_clusters(texts, similarity=similarity) == expected
+
+
+@pytest.mark.parametrize("similarity", [0.2, 1 / 3, 0.5, 0.62, 0.8])
+def test_clusters_of_long_texts_that_are_hardly_similar_or_hardly_not_are_those_too(similarity):
+    """Each text is an earlier one with so many words replaced that they are near the bound."""
+    rng = random.Random(0)
+    words = [f"w{number}" for number in range(300)]
+    texts = [rng.sample(words, rng.randint(10, 40)) for _ in range(4)]
+    for _ in range(150):
+        begun = rng.choice(texts)
+        both = 2 * similarity / (1 + similarity) * len(begun) + rng.randint(-1, 1)
+        kept = rng.sample(begun, min(len(begun), max(1, round(both))))
+        texts.append([*kept, *rng.sample(words, rng.randint(0, len(begun) - len(kept) + 2))])
+    said = [" ".join(each) for each in texts]
+    expected = clusters_by_definition(said, similarity)
+    assert 10 < len(expected) < len(said)
+    assert greedy_clusters(said, similarity=similarity) == expected
 
 
 @given(TEXTS, SIMILARITY)
@@ -207,6 +225,14 @@ def test_the_sample_has_a_fixed_size_and_the_same_seed_draws_the_same():
     assert diversity(texts, sample=50) == found
     assert diversity(texts, sample=50, seed=1) != found
     assert found.as_dict()["self_bleu"].keys() == {"2", "3", "4", "5"}
+
+
+def test_the_measures_of_the_sample_are_the_same_without_those_of_all_texts():
+    texts = [f"text number {index} {index % 7}" for index in range(300)]
+    of_sample = sample_diversity(texts, sample=50, seed=3)
+    assert vars(of_sample).items() <= vars(diversity(texts, sample=50, seed=3)).items()
+    with pytest.raises(ConfigurationError, match="sample=0"):
+        sample_diversity(["a"], sample=0)
 
 
 def test_nothing_has_no_diversity_and_does_not_fail():

@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt, SchemaTooNewError, attempt_id
 from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
+from astra_rl.infra.jsonio import json_line
 
 NONE = None
 
@@ -79,6 +81,31 @@ def test_it_is_read_back_as_it_was_whatever_was_said(text, attempt, turn):
     line.encode("utf-8")
     assert Attempt.from_json(line) == made
     assert Attempt.from_json(line.encode()) == made
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=[ascii(text)[:30] for text in HOSTILE])
+def test_a_record_has_json_values_only_whatever_it_was_made_of(text, attempt):
+    number = np.float32(0.75)
+    said = Turn(
+        attack=text,
+        response=text,
+        scores={f"judge {text}": JudgeScore(value=number), "judge": JudgeScore(value=math.nan)},
+        reward=math.inf,
+        reward_terms={text: np.float64(number)},
+        logprobs={text: LogProb(total=-0.0, tokens=np.int64(3))},
+    )
+    made = attempt(said, opening=Conversation(text, facts={text: text}), error=text, seed=2**64 - 1)
+    again = made.judged(text or "other", [Score.missing(text)], threshold=0.5)
+    for each in (made, again):
+        assert each.to_json() == json_line(each.model_dump(mode="json"))
+
+
+def test_an_attempt_and_its_row_have_the_same_course(attempt, turn):
+    lost, won, blocked = turn(score=None), turn(score=0.9), turn(finish_reason="content_filter")
+    for turns in ([], [lost], [won], [blocked], [turn(score=0.1), won], [won, lost], [lost, won]):
+        for error in ("", "timed out"):
+            made = attempt(*turns, error=error)
+            assert made.course == made.row.course
 
 
 def test_an_opening_gives_the_same_conversation_again():

@@ -17,9 +17,9 @@ from tests.formats import FORMATS
 from tests.hostile import HOSTILE
 
 from astra_rl import Conversation
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.core.text import NoAttack, written_text
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.evaluation.show.escaping import markdown_text

@@ -37,10 +37,13 @@ def league(
 
     The file has 'run' (settings of a run), 'calls', 'seeds', and 'methods' (settings over those of
     'run', by name; 'preset: crt' takes reward, environment, algorithm and training of a preset).
-    The same command again keeps the runs that are finished and resumes the others.
+    The same command again keeps the runs that are finished and resumes the others. A run that fails
+    does not end the league: it is listed with its reason, the exit code is 2, and the same command
+    tries it again.
     """
     from astra_rl.actions.league import run_league
     from astra_rl.cli.display import ConsoleDisplay
+    from astra_rl.cli.exit_codes import ExitCode
     from astra_rl.config.league import load_league
 
     out = Printer(as_json=as_json)
@@ -56,7 +59,11 @@ def league(
     found = run_league(config, folder, command=command, on_cell=announced)
     out.data(found.as_dict())
     out.table(_table(found))
+    for lost in found.failed:
+        out.line(as_text(str(lost)), style="red")
     out.path("table", folder / "league.md")
+    if found.failed:
+        raise typer.Exit(ExitCode.USAGE_ERROR)
 
 
 def _table(found: League) -> Table:

@@ -246,11 +246,10 @@ def vendi_score(similarity: Array) -> float:
 
 
 @dataclass(frozen=True)
-class Diversity:
-    """Diversity measures of a set of texts.
+class SampleDiversity:
+    """Diversity measures of a sample of a set of texts.
 
-    All but `clusters` are computed on a sample and depend on its size: compare them only for equal
-    `sample`.
+    They depend on the size of the sample: compare them only for equal `sample`.
 
     Attributes:
         texts: Number of texts.
@@ -260,11 +259,6 @@ class Diversity:
         self_bleu: See `self_bleu`, by n; lower is more diverse.
         distance: See `mean_distance`; higher is more diverse.
         vendi: See `vendi_score`; higher is more diverse.
-        clusters: Number of clusters among all texts, see `greedy_clusters`; it grows with the
-            number of texts, so read it beside `effective`.
-        effective: Effective number of these clusters.
-        effective_by_meaning: Effective number of `clusters_by_meaning` of all texts; None without
-            an embedder.
     """
 
     texts: int
@@ -274,6 +268,20 @@ class Diversity:
     self_bleu: Mapping[int, float]
     distance: float
     vendi: float
+
+
+@dataclass(frozen=True)
+class Diversity(SampleDiversity):
+    """Diversity measures of a set of texts, and of a sample of it.
+
+    Attributes:
+        clusters: Number of clusters among all texts, see `greedy_clusters`; it grows with the
+            number of texts, so read it beside `effective`.
+        effective: Effective number of these clusters.
+        effective_by_meaning: Effective number of `clusters_by_meaning` of all texts; None without
+            an embedder.
+    """
+
     clusters: int
     effective: EffectiveNumber
     effective_by_meaning: EffectiveNumber | None = None
@@ -302,10 +310,41 @@ def diversity(
 
     Args:
         texts: The texts.
-        sample: Number of texts sampled without replacement; all of them if there are fewer.
-        seed: Seed of the sample.
+        sample: See `sample_diversity`.
+        seed: See `sample_diversity`.
         embed: Embeds texts by meaning; None uses `HashedTfIdf` and gives no kinds by meaning.
         prompts: Prompt of each text, see `effective_number`; None: the texts are independent.
+
+    Raises:
+        ConfigurationError: `sample` is below 1.
+        ContractError: `embed` did not return one finite vector per text.
+    """
+    of_sample = sample_diversity(texts, sample=sample, seed=seed, embed=embed)
+    groups = greedy_clusters(texts)
+    return Diversity(
+        **vars(of_sample),
+        clusters=len(groups),
+        effective=effective_number_of(groups, prompts),
+        effective_by_meaning=None
+        if embed is None
+        else effective_number_of(clusters_by_meaning(texts, embed), prompts),
+    )
+
+
+def sample_diversity(
+    texts: Sequence[str],
+    *,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    embed: Embedder | None = None,
+) -> SampleDiversity:
+    """Compute the diversity of a sample of texts; its time does not grow with their number.
+
+    Args:
+        texts: The texts.
+        sample: Number of texts sampled without replacement; all of them if there are fewer.
+        seed: Seed of the sample.
+        embed: Embeds texts; None uses `HashedTfIdf`.
 
     Raises:
         ConfigurationError: `sample` is below 1.
@@ -317,8 +356,7 @@ def diversity(
     if len(drawn) > sample:
         drawn = Random(derive_seed(seed, "diversity")).sample(drawn, sample)
     similarity = similarities(embedded(drawn, embed or HashedTfIdf()))
-    groups = greedy_clusters(texts)
-    return Diversity(
+    return SampleDiversity(
         texts=len(texts),
         sample=len(drawn),
         distinct_1=distinct_n(drawn, 1),
@@ -326,9 +364,4 @@ def diversity(
         self_bleu={n: self_bleu(drawn, n) for n in SELF_BLEU},
         distance=mean_distance(similarity),
         vendi=vendi_score(similarity),
-        clusters=len(groups),
-        effective=effective_number_of(groups, prompts),
-        effective_by_meaning=None
-        if embed is None
-        else effective_number_of(clusters_by_meaning(texts, embed), prompts),
     )

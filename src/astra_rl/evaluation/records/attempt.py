@@ -16,11 +16,12 @@ from pydantic import BaseModel, Field, ValidationError
 from astra_rl.core.text import Exchange, NoReply, NotAsked, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.base import Count, Record, Text, content_digest
-from astra_rl.evaluation.records.course import Course, End
+from astra_rl.evaluation.records.course import Course
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 from astra_rl.infra.jsonio import is_within_limits, json_line, parse_json
 from astra_rl.infra.redaction import REDACTED
+from astra_rl.infra.unicode import well_formed
 from astra_rl.infra.validation import allowed
 
 SCHEMA_VERSION = 1
@@ -88,18 +89,7 @@ class AttemptRow(NamedTuple):
     @property
     def course(self) -> Course | None:
         """The part with a verdict in each turn; None if it was not recorded which are missing."""
-        won, missing = self.first_failing_turn, self.first_missing_turn
-        lost = End.FAILED if self.outcome is Outcome.ERROR else End.LOST
-        if missing is not None and (won is None or missing <= won):
-            return Course(missing, lost)
-        if self.outcome is Outcome.SUCCESS:
-            won = 1 if won is None and self.turns == 1 else won
-            return None if won is None else Course(won, End.SUCCESS)
-        if self.outcome in (Outcome.BLOCKED, Outcome.NO_ATTACK):
-            return Course(max(1, self.turns), End.WITHHELD)
-        if self.outcome in KNOWN_OUTCOMES:
-            return Course(max(1, self.turns), End.COMPLETE)
-        return Course(1, lost) if self.turns <= 1 else None
+        return Course.of(self.outcome, self.turns, self.first_failing_turn, self.first_missing_turn)
 
     @property
     def answers(self) -> int:
@@ -342,6 +332,13 @@ class Attempt(Record):
         return len(self.turns) + 1 if self.outcome not in KNOWN_OUTCOMES else None
 
     @property
+    def course(self) -> Course | None:
+        """The part with a verdict in each turn; see `AttemptRow`."""
+        return Course.of(
+            self.outcome, len(self.turns), self.first_failing_turn, self.first_missing_turn
+        )
+
+    @property
     def utility(self) -> float | None:
         """Of an agent: how far the user's task was done after the last turn; None if unknown."""
         trace = self.turns[-1].trace if self.turns else None
@@ -373,6 +370,7 @@ class Attempt(Record):
         self, judge: str, scores: Sequence[float], *, threshold: float, judge_id: str = ""
     ) -> Attempt:
         """Return the record with these scores added, one per turn, and the outcome they decide."""
+        judge = well_formed(judge)  # a copy is not validated
         turns = [
             turn.model_copy(update={"scores": {**turn.scores, judge: JudgeScore.of(score)}})
             for turn, score in zip(self.turns, scores, strict=True)

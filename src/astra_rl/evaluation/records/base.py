@@ -20,6 +20,8 @@ def _text(value: Any) -> Any:
 
 def _finite(value: Any) -> Any:
     """Convert any kind of real number to float, and None if it is not finite."""
+    if type(value) is float:  # most values; the test for other kinds is slow
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     try:
@@ -30,6 +32,8 @@ def _finite(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
+    if type(value) is int:  # as in `_finite`
+        return value
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     return int(value) if is_whole else value
 

@@ -16,10 +16,12 @@ from tests.cases import cases
 from tests.evaluation.show.report.making import Page, attempt, evaluation, report, turn
 from tests.hostile import HOSTILE
 
+from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import (
@@ -182,6 +184,26 @@ def test_model_text_is_blurred_until_asked_for_even_without_scripts():
 
 def test_the_same_data_gives_the_same_page():
     assert render_report(report()) == render_report(report())
+
+
+def test_a_page_groups_each_successful_attack_once_and_reads_each_row_once(monkeypatch):
+    grouped, rows = [], []
+    add, row = GreedyClusters.add, Attempt.row.fget
+
+    def add_counted(clusters, text):
+        grouped.append(text)
+        return add(clusters, text)
+
+    def row_counted(attempt):
+        rows.append(attempt.id)
+        return row(attempt)
+
+    monkeypatch.setattr(GreedyClusters, "add", add_counted)
+    monkeypatch.setattr(Attempt, "row", property(row_counted))
+    attempts = [attempt(turn(f"attack {at}", score=at % 2), opening=f"{at}") for at in range(10)]
+    render_report(ReportData(title="t", evaluations=[Evaluation(name="a", attempts=attempts)]))
+    assert sorted(grouped) == [f"attack {at}" for at in range(1, 10, 2)]
+    assert sorted(rows) == sorted(each.id for each in attempts)
 
 
 def prose(data):

@@ -153,7 +153,7 @@ class Numbers:
         counts[0] += attempt.outcome is Outcome.SUCCESS
         counts[1] += attempt.outcome in KNOWN_OUTCOMES
         counts[2] += 1
-        self._courses.setdefault(name, Courses()).add(attempt.row.course)
+        self._courses.setdefault(name, Courses()).add(attempt.course)
 
     @property
     def judges(self) -> tuple[str, ...]:

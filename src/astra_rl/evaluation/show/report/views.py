@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair
 from astra_rl.evaluation.measures.diversity import (
-    Diversity,
     EffectiveNumber,
-    diversity,
+    SampleDiversity,
     effective_number,
+    sample_diversity,
 )
 from astra_rl.evaluation.measures.failure_kinds import Kind, kinds_of_failure, most_likely_kinds
 from astra_rl.evaluation.measures.likely_failures import (
@@ -207,7 +207,7 @@ class Page:
         }
 
     @cached_property
-    def diversity(self) -> Diversity:
+    def diversity(self) -> SampleDiversity:
         """Diversity of the successful attacks."""
         attacks = [
             turn.attack
@@ -215,7 +215,7 @@ class Page:
             for each in kind.attempts
             if (turn := each.failing_turn)
         ]
-        return diversity(attacks)
+        return sample_diversity(attacks)
 
     @cached_property
     def ranking(self) -> Ranking:

@@ -9,14 +9,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.serialization import from_record
-from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.result_files import (
+from astra_rl.core.result_files import (
     ScoredAttack,
     attacks_of_document,
     attacks_of_garak,
     is_garak,
 )
+from astra_rl.core.serialization import from_record
+from astra_rl.errors import ConfigurationError
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.user_files import read_user_text
 
@@ -28,7 +28,7 @@ def read_attacks(file: str | Path) -> list[ScoredAttack]:
         file: A ``.jsonl`` file has one JSON object per line, with ``attack`` and optionally
             ``context`` (a text, or a conversation as written by
             `astra_rl.core.serialization.to_record`) and ``reward``. Result files of other tools are
-            read as well, see `astra_rl.evaluation.records.result_files`. Any other file is plain
+            read as well, see `astra_rl.core.result_files`. Any other file is plain
             text with one attack per line. Blank lines are skipped.
 
     Raises:

@@ -7,9 +7,9 @@ import math
 import pytest
 from tests.hostile import HOSTILE
 
+from astra_rl.core.attack_files import read_attacks
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.infra.unicode import well_formed
 
 

@@ -48,7 +48,7 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(2, 64, 128, 4, 2, 512, tied=True),
+    "tiny": Shape(2, 128, 256, 4, 2, 512, tied=True),
     "135M": Shape(30, 576, 1536, 9, 3, 49_152, tied=True),  # SmolLM2-135M
     "1.5B": Shape(28, 1536, 8960, 12, 2, 151_936, tied=True),  # Qwen2.5-1.5B
     "8B": Shape(32, 4096, 14_336, 32, 8, 128_256, tied=False),  # Llama-3.1-8B

@@ -383,7 +383,7 @@ def plot(whole: Mapping[str, Mapping[int, Discovery]], path: Path) -> None:
         axes.set_xlabel("target calls")
         axes.set_ylabel(f"modes found, of {modes}")
         axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axes.grid(alpha=0.22)
         axes.spines[["top", "right"]].set_visible(False)
         path.parent.mkdir(parents=True, exist_ok=True)

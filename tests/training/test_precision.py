@@ -176,3 +176,20 @@ def test_an_optimizer_without_copies_trains_weights_that_had_one_with_copies():
     update(second, weight.sum())
     assert weight.item() == 0.75
     assert first.masters[0].grad is None
+
+
+def test_adam_updates_a_tensor_in_one_pass_unless_told_otherwise():
+    weights = {}
+    for fused in (True, False):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 1001))
+        options = {} if fused else {"fused": False}
+        optimizer = build_optimizer(torch.optim.AdamW, [weight], 1e-2, **options)
+        assert optimizer.param_groups[0]["fused"] is fused
+        for power in (1, 2, 3):
+            weight.grad = weight.detach() ** power
+            optimizer.step()
+        weights[fused] = weight.detach()
+    torch.testing.assert_close(weights[True], weights[False], atol=1e-6, rtol=0)
+    for other in (torch.optim.SGD, torch.optim.Adagrad):  # torch has no such kernel for shards
+        weight = torch.nn.Parameter(torch.ones(3))
+        assert not build_optimizer(other, [weight], 1e-2).param_groups[0]["fused"]

@@ -16,8 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from astra_rl.errors import TrainingError
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
-FUSED = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-"""Optimizers of which torch has a kernel that updates a tensor in one pass, on CPU and CUDA."""
+FUSED = (torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers of which torch has a kernel that updates a tensor, or a shard, in one pass."""
 
 
 _RECEIVERS: MutableMapping[Parameter, weakref.ref[MasterWeightOptimizer]] = WeakIdKeyDictionary()

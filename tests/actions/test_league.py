@@ -270,6 +270,8 @@ def test_replies_of_a_tree_count_once_and_only_those_that_were_sent():
         attempt((2,), Turn(attack="a", response="r", trace=trace)),
     ]
     assert actions.replies_of(found) == 2 + 1 + 3
+    # A reward that samples two more replies does so where there is a first one.
+    assert actions.replies_of(found, per_answer=3) == 3 * 2 + 1 + 3 * 3
 
 
 def test_every_method_gets_the_same_number_of_target_calls(write):

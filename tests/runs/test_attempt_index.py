@@ -415,6 +415,22 @@ def test_a_writer_makes_a_missing_index_beside_its_place(path):
     assert not list(path.parent.glob(".*"))
 
 
+@pytest.mark.parametrize("write", [False, True])
+def test_a_journal_of_a_killed_process_is_not_applied_to_the_next_index(path, write):
+    make_missing(path)
+    child = os.fork()
+    if child == 0:
+        index = sqlite3.connect(index_of(path))
+        index.executescript("CREATE TABLE state (indexed); PRAGMA cache_size = 1; BEGIN;")
+        index.executemany("INSERT INTO state VALUES (?)", ((str(n),) for n in range(9999)))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert index_of(path).with_name("attempts.jsonl.index-journal").stat().st_size
+    for _ in range(2):
+        with AttemptLog(path, write=write) as log:
+            assert list(log) == [attempt(number) for number in range(COUNT)]
+
+
 @pytest.mark.usefixtures("remembering")
 def test_an_index_that_an_earlier_version_verified_is_verified_again(path, monkeypatch):
     with monkeypatch.context() as earlier:
@@ -467,6 +483,29 @@ def test_a_writer_remembers_only_what_it_wrote_itself(path, reason, monkeypatch)
         log.append(attempt(COUNT))
     log.close()
     assert not is_remembered(path)
+
+
+@pytest.mark.usefixtures("remembering")
+def test_a_log_that_changed_while_its_writer_verified_it_is_not_remembered(path, monkeypatch):
+    monkeypatch.setattr(verified_logs, "WRITTEN", 0)
+    write(path, map(attempt, range(COUNT)))
+    verified_logs._place(path).unlink(missing_ok=True)
+    after_a_tick(path)
+
+    def verified_then_edited(*given):
+        found = index_seal.is_derived_from(*given)
+        with path.open("r+b") as file:
+            file.write(path.read_bytes().replace(b"opening 1", b"opening 2", 1))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record_index, "is_derived_from", verified_then_edited)
+        log = AttemptLog(path, write=True)
+    log.append(attempt(COUNT))
+    log.close()
+    with AttemptLog(path) as log:
+        expected = [Attempt.from_json(line) for line in path.read_bytes().splitlines()]
+        assert list(log.rows()) == [each.row for each in expected]
 
 
 def test_the_index_of_another_user_is_not_trusted(path, monkeypatch):

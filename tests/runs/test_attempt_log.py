@@ -410,6 +410,24 @@ def test_an_attempt_that_could_not_be_written_whole_is_not_written_at_all(path):
         assert list(log) == [attempt(0), attempt(2)]
 
 
+class Interrupted(FullDisk):
+    """A file whose writer is interrupted when the line is in the file."""
+
+    def write(self, data):
+        self.file.write(data)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_append_leaves_no_line_that_readers_miss(path):
+    with pytest.raises(KeyboardInterrupt), AttemptLog(path, write=True) as log:
+        log.append(attempt(0))
+        log._file = Interrupted(log._file)
+        log.append(attempt(1))
+    assert path.read_text() == f"{attempt(0).to_json()}\n"
+    with AttemptLog(path) as log:
+        assert list(log) == [attempt(0)]
+
+
 def names_in(folder):
     return {each.name for each in folder.iterdir() if each.name != "attempts.jsonl.lock"}
 

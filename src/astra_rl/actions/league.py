@@ -304,7 +304,7 @@ def _check_same(league: LeagueConfig, folder: str | Path) -> None:
             continue
         try:
             plan = league.plan(method, seed)
-        except AstraError:  # this training fails with it, and the others are played
+        except Exception:  # this training fails with it, and the others are played
             continue
         if changes := changed_settings(plan.record.yaml, run):
             raise ConfigurationError(
@@ -330,7 +330,7 @@ def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:
         kinds = [len(kind.attempts) for kind in kinds_of_failure(successes)]
         found = _found(plan, recorded)
         replies = 1 + sum(part.replies_per_turn for part in plan.reward_parts())
-        made = replies * replies_of(recorded.attempts())
+        made = replies_of(recorded.attempts(), per_answer=replies)
     known = [each for each in outcomes if each in KNOWN_OUTCOMES]
     # Without a success all attempts were not enough: leaving the seed out would flatter the method.
     first = next((at for at, each in enumerate(outcomes, 1) if each is Outcome.SUCCESS), None)
@@ -352,27 +352,30 @@ def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:
     )
 
 
-def replies_of(attempts: Iterable[Attempt]) -> int:
-    """Return how many replies of the target the turns of attempts have.
+def replies_of(attempts: Iterable[Attempt], *, per_answer: int = 1) -> int:
+    """Return how many target calls the turns of attempts made.
 
     Turns that several attempts share, as the branches of a tree do, count once. A turn whose output
     had no attack was not sent; that of an agent counts with all messages that it wrote.
 
     Args:
         attempts: Recorded attempts of one phase.
+        per_answer: Replies to each attack, those that the reward samples included. It samples none
+            where the first call failed.
     """
     turns = {
         (attempt.prompt_id, attempt.trial, attempt.branch[: depth + 1], depth): turn
         for attempt in attempts
         for depth, turn in enumerate(attempt.turns)
     }
-    return sum(map(_replies, turns.values()))
+    return sum(_replies(turn, per_answer) for turn in turns.values())
 
 
-def _replies(turn: Turn) -> int:
+def _replies(turn: Turn, per_answer: int) -> int:
     if turn.without_attack or (turn.unanswered and not turn.attack):  # the attacker failed
         return 0
-    return 1 if turn.trace is None else turn.trace.queries
+    first = 1 if turn.trace is None else turn.trace.queries
+    return first if turn.unanswered else first * per_answer
 
 
 def _found(plan: Plan, recorded: Recorded) -> dict[str, float]:

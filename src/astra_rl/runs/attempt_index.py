@@ -251,19 +251,15 @@ def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
     known = _open_index_to_read(path)
     if known is None:
         remove_index(path)
-        if path.stat().st_size:
-            made = _beside(index)
-            try:
-                _make_index(path, made)
-                made.replace(index)
-            finally:
-                made.unlink(missing_ok=True)
-            connection = sqlite3.connect(index, timeout=PATIENCE)
-        else:
-            connection = _new_index(str(index))
+        made = _beside(index)
+        try:
+            _make_index(path, made)
+            made.replace(index)
+        finally:
+            made.unlink(missing_ok=True)
     else:
         known.close()
-        connection = sqlite3.connect(index, timeout=PATIENCE)
+    connection = sqlite3.connect(index, timeout=PATIENCE)
     with contextlib.closing(connection):
         # In WAL mode readers see committed data and never block the writer.
         connection.execute("PRAGMA journal_mode = WAL")
@@ -279,7 +275,8 @@ def _leftover(index: Path) -> str:
 def remove_index(path: Path) -> None:
     """Remove the index of a log; it is made again. Needs the lock."""
     index = index_path(path)
-    for end in ("", "-wal", "-shm"):
+    # SQLite would apply a journal that it finds beside the next index.
+    for end in ("", "-wal", "-shm", "-journal"):
         index.with_name(index.name + end).unlink(missing_ok=True)
 
 

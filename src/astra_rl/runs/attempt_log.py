@@ -118,6 +118,8 @@ class AttemptLog:
         # Without a buffer: what is appended is in the file if the process is killed.
         file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         self._file = self._resources.enter_context(file)
+        note = WriterNote(self.path, index_path(self.path), self._file.fileno())
+        self._note = self._resources.enter_context(contextlib.closing(note))
         self._indexing = self._resources.enter_context(contextlib.ExitStack())
         try:
             self._open_index()
@@ -129,11 +131,10 @@ class AttemptLog:
             if isinstance(error, sqlite3.OperationalError) and not is_busy(error):
                 raise
             self._make_index_again()
+        self._note.begin()  # others may have changed what was verified before
         if self.health.torn:
             self._file.truncate(self.path.stat().st_size - self.health.torn)
         self._file.seek(0, os.SEEK_END)
-        note = WriterNote(self.path, index_path(self.path), self._file.fileno())
-        self._note = self._resources.enter_context(contextlib.closing(note))
         self._note.update()
 
     def _open_index(self) -> None:
@@ -162,16 +163,18 @@ class AttemptLog:
         line = attempt.to_json().encode() + b"\n"
         start = self._file.tell()
         self._note.begin()
+        waiting = len(self._waiting)
         with storing(self.path):
             try:
                 rest = memoryview(line)
                 while rest:
                     rest = rest[self._file.write(rest) :]
-            except OSError:
+                self._waiting.append((attempt, start, line))
+            except BaseException:  # also an interrupt: a line in the log has a row in the index
+                del self._waiting[waiting:]
                 self._file.truncate(start)
                 self._file.seek(start)
                 raise
-        self._waiting.append((attempt, start, line))
         self._remember()
         if len(self._waiting) >= self.flush_every:
             self.flush()

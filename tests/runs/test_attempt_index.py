@@ -495,7 +495,7 @@ def test_a_log_that_changed_while_its_writer_verified_it_is_not_remembered(path,
     def verified_then_edited(*given):
         found = index_seal.is_derived_from(*given)
         with path.open("r+b") as file:
-            file.write(path.read_bytes().replace(b"opening 1", b"opening 2", 1))
+            file.write(path.read_bytes().replace(b'"value": 0.1', b'"value": 0.3', 1))
         return found
 
     with monkeypatch.context() as patched:

@@ -419,10 +419,12 @@ class Interrupted(FullDisk):
 
 
 def test_an_interrupted_append_leaves_no_line_that_readers_miss(path):
-    with pytest.raises(KeyboardInterrupt), AttemptLog(path, write=True) as log:
-        log.append(attempt(0))
-        log._file = Interrupted(log._file)
+    log = AttemptLog(path, write=True)
+    log.append(attempt(0))
+    log._file = Interrupted(log._file)
+    with pytest.raises(KeyboardInterrupt):
         log.append(attempt(1))
+    log.close()
     assert path.read_text() == f"{attempt(0).to_json()}\n"
     with AttemptLog(path) as log:
         assert list(log) == [attempt(0)]

@@ -431,6 +431,18 @@ def test_a_journal_of_a_killed_process_is_not_applied_to_the_next_index(path, wr
             assert list(log) == [attempt(number) for number in range(COUNT)]
 
 
+def test_a_log_without_an_index_on_a_read_only_disk_is_read(path, monkeypatch):
+    make_missing(path)
+
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(record_index, "_make_index", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with AttemptLog(path) as log:
+        assert len(log) == COUNT
+
+
 @pytest.mark.usefixtures("remembering")
 def test_an_index_that_an_earlier_version_verified_is_verified_again(path, monkeypatch):
     with monkeypatch.context() as earlier:

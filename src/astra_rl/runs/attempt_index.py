@@ -192,7 +192,7 @@ def _made_again(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.Co
     index, before = index_path(path), settled_stamp(path)
     made = _beside(index)
     try:
-        resources.callback(made.unlink, missing_ok=True)
+        resources.callback(_discard, made)
         health = _make_index(path, made)
         with contextlib.suppress(LogInUseError), lock(path):
             remove_index(path)
@@ -204,6 +204,11 @@ def _made_again(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.Co
     except (OSError, sqlite3.OperationalError):  # the disk is full, or read-only
         own = resources.enter_context(contextlib.closing(_new_index("")))
         return own, catch_up(path, own)
+
+
+def _discard(made: Path) -> None:
+    with contextlib.suppress(OSError):  # not there, also on a read-only disk
+        made.unlink()
 
 
 def _beside(index: Path) -> Path:

@@ -85,6 +85,25 @@ def test_what_earlier_attackers_found_is_known_from_the_beginning(make_models, t
         KindNovelty(earlier=str(tmp_path / "missing.txt"))
 
 
+def test_a_file_without_an_attack_in_a_line_has_no_success_there(make_models, turns, tmp_path):
+    (tmp_path / "found.jsonl").write_text('{"attack": {"said": null}}\n{"attack": "a"}\n')
+    term = KindNovelty(earlier=str(tmp_path / "found.jsonl"))
+    assert term(make_models(), turns("", "a")) == [1.0, 1 / 2]
+
+
+def test_earlier_successes_are_embedded_together(make_models, turns):
+    calls = []
+
+    def counted(texts):
+        calls.append(list(texts))
+        return embed(texts)
+
+    found = ["a", "b", "a a", "", "c", "d", "e", "f", "g"]
+    term = KindNovelty(embedder=counted, earlier=found)
+    assert term(make_models(), turns("a", "x", "")) == [1 / 3, 1.0, 1 / 2]
+    assert calls == [found, ["x"]]
+
+
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 1.0])
 def test_kinds_by_words_are_those_of_the_report(make_models, similarity):
     term = KindNovelty(similarity=similarity)

@@ -193,3 +193,19 @@ def test_adam_updates_a_tensor_in_one_pass_unless_told_otherwise():
     for other in (torch.optim.SGD, torch.optim.Adagrad):  # torch has no such kernel for shards
         weight = torch.nn.Parameter(torch.ones(3))
         assert not build_optimizer(other, [weight], 1e-2).param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("view", [lambda whole: whole.t(), lambda whole: whole[:, ::2]])
+def test_adam_updates_a_weight_that_is_a_view_and_nothing_beside_it(view, dtype):
+    """The kernel of the CPU would pair the weights with the gradients of others."""
+    found = []
+    for fused in ({}, {"fused": False}):
+        whole = torch.linspace(-1, 1, 42, dtype=dtype).view(6, 7)
+        weight = Parameter(view(whole))
+        optimizer = build_optimizer(torch.optim.AdamW, [weight], 1e-2, **fused)
+        (updated,) = optimizer.param_groups[0]["params"]
+        updated.grad = torch.linspace(-3, 2, updated.numel()).view(updated.shape)  # contiguous
+        optimizer.step()
+        found.append(whole)
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)

@@ -126,34 +126,49 @@ class KindsByMeaning(Kinds):
     def __init__(self, similarity: float, vectors: Vectors) -> None:
         super().__init__()
         self.similarity, self.vectors = similarity, vectors
-        self._rows: list[Tensor] = []
+        self._table, self._known = torch.zeros(0, 0), 0
+        """Vectors of the first `_known` kinds, and room for more: it is copied when it is full."""
+
+    def add(self, models: RewardModels, texts: Sequence[str]) -> None:
+        """See `Kinds.add`."""
+        self.vectors(models, texts)  # embedded together, which is faster, and kept
+        super().add(models, texts)
 
     def find(self, models: RewardModels, texts: Sequence[str]) -> list[int | None]:
         """See `Kinds.find`."""
-        known = len(self._rows)
-        if known < len(self.first):  # restored from a state, where there are no models
-            self._rows += self._embedded(models, self.first[known:])
-        table = torch.stack(self._rows) if self._rows else None
-        return [self._find(vector, table) for vector in self._embedded(models, texts)]
+        if self._known < len(self.first):  # restored from a state, where there are no models
+            self._append(self._embedded(models, self.first[self._known :]))
+        return list(map(self._find, self._embedded(models, texts))) if len(texts) else []
 
     def extend(self, models: RewardModels, text: str) -> None:
         """See `Kinds.extend`."""
         super().extend(models, text)
-        self._rows += self._embedded(models, [text])
+        self._append(self._embedded(models, [text]))
 
-    def _find(self, vector: Tensor, table: Tensor | None) -> int | None:
+    def _find(self, vector: Tensor) -> int | None:
         if not vector.isfinite().all():
             return None
-        if table is None:
+        if not self._known:
             return NEW
-        similar = (table @ vector >= self.similarity - _EPSILON).nonzero()
+        near = self._table[: self._known] @ vector >= self.similarity - _EPSILON
+        similar = near.nonzero()
         return int(similar[0]) if len(similar) else NEW
 
-    def _embedded(self, models: RewardModels, texts: Sequence[str]) -> list[Tensor]:
+    def _append(self, vectors: Tensor) -> None:
+        known, end = self._known, self._known + len(vectors)
+        if end > len(self._table):
+            table = vectors.new_zeros(max(end, 2 * known), vectors.shape[1])
+            if known:
+                table[:known] = self._table[:known]
+            self._table = table
+        self._table[known:end] = vectors
+        self._known = end
+
+    def _embedded(self, models: RewardModels, texts: Sequence[str]) -> Tensor:
         vectors = self.vectors(models, texts).double()
         # Texts without a vector, such as empty ones, are alike: they have a dimension of their own.
         nothing = ~vectors.any(dim=1, keepdim=True)
-        return list(torch.cat([vectors, nothing.double()], dim=1)) if len(texts) else []
+        return torch.cat([vectors, nothing.double()], dim=1)
 
 
 @named("kind_novelty")
@@ -277,7 +292,7 @@ class KindNovelty(UsesVectors, RewardTerm):
 
 def _successes(file: str, threshold: float) -> list[str]:
     """Return the attacks of a file that succeeded: all, if it has no rewards."""
-    found = read_attacks(file)
+    found = [each for each in read_attacks(file) if not isinstance(each.attack, NoAttack)]
     has_rewards = not all(math.isnan(each.reward) for each in found)
     return [each.attack for each in found if each.reward >= threshold or not has_rewards]
 

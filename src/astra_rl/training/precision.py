@@ -141,11 +141,16 @@ def optimizer_factory(
 
     def factory(tensors: list[Any]) -> Optimizer:
         chosen = {"weight_decay": 0.0} | options
-        if kind in FUSED and {each.device.type for each in tensors} <= {"cpu", "cuda"}:
+        if kind in FUSED and all(map(_suits_kernel, tensors)):
             chosen = {"fused": True} | chosen
         return kind(tensors, lr=lr, **chosen)  # type: ignore[call-arg]
 
     return factory
+
+
+def _suits_kernel(tensor: Tensor) -> bool:
+    """Whether a fused kernel updates a tensor correctly: that of the CPU ignores strides."""
+    return tensor.device.type in ("cpu", "cuda") and tensor.is_contiguous()
 
 
 _OF_IMPLEMENTATION = frozenset(

@@ -47,13 +47,13 @@ def demo(
     if quick:
         console.print(
             "[yellow]--quick:[/yellow] a few training steps only. It checks that everything works; "
-            "do not expect a higher success rate."
+            "the success rate may not change."
         )
     train_and_print(plan, options.output, name="demo-quick" if quick else "demo")
     if quick:
         console.print(
-            "everything works. Three steps teach the attacker nothing: the rates before and after "
-            "differ by chance only. 'astra-rl demo' trains it, in about five minutes.",
+            "everything works. Three steps and 32 conversations say little of what the attacker "
+            "can learn: 'astra-rl demo' trains it, in about five minutes.",
             highlight=False,
             soft_wrap=True,
         )

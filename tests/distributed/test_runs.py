@@ -113,18 +113,20 @@ def check_end_and_resume(
 
 
 @pytest.mark.parametrize(
-    ("place", "count", "rank", "resumed_on"),
+    ("size", "place", "count", "rank", "resumed_on"),
     [
-        ("play", 8, 1, 1),
-        ("learn", 4, 0, 3),
+        (2, "play", 8, 1, 1),
+        (2, "learn", 4, 0, 3),
         *(
-            pytest.param(place, count, rank, resumed_on, marks=pytest.mark.exhaustive)
+            pytest.param(2, place, count, rank, resumed_on, marks=pytest.mark.exhaustive)
             for place, count, rank in MOMENTS
             for resumed_on in (1, 2, 3, 4)
         ),
+        *(pytest.param(4, "save", 1, rank, 1, marks=pytest.mark.exhaustive) for rank in (0, 2)),
     ],
 )
 def test_a_killed_process_ends_all_and_any_number_resumes(
+    size: int,
     place: str,
     count: int,
     rank: int,
@@ -136,24 +138,8 @@ def test_a_killed_process_ends_all_and_any_number_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = str(tmp_path / "killed")
-    done = happening(workplace, output, 2, place, rank, "kill", count, monkeypatch=monkeypatch)
+    done = happening(workplace, output, size, place, rank, "kill", count, monkeypatch=monkeypatch)
     check_end_and_resume(done, rank, output, resumed_on, workplace, processes)
-    assert results(Path(output)) == alone
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_killed_process_of_four_ends_the_others(
-    rank: int,
-    workplace: Path,
-    tmp_path: Path,
-    alone: dict[str, Any],
-    processes: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    output = str(tmp_path / "killed")
-    done = happening(workplace, output, 4, "save", rank, "kill", 1, monkeypatch=monkeypatch)
-    check_end_and_resume(done, rank, output, 1, workplace, processes)
     assert results(Path(output)) == alone
 
 

@@ -3,7 +3,7 @@
 Rows with a common prefix (siblings of a tree, questions behind one system prompt) compute it once
 per group; its key-value cache is copied to the rows, and only the differing suffixes are computed
 per row. Gradients flow through the copy. Sampling continues rows (`forward_shared_prefix`); scoring
-and training need states of any position, so rows may be any branches of a tree (`forward_rows`).
+and training need states of any position, so rows may be branches of a tree (`preceding_states`).
 
 Model families that cannot run this way, such as recurrent ones, are rejected on first use.
 """
@@ -76,36 +76,41 @@ def forward_shared_prefix(
     return output
 
 
-def forward_rows(
+def preceding_states(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]
 ) -> Tensor:
-    """Return the hidden states of the ends of rows; what rows share is computed once.
+    """Return the hidden states from which the ends of rows are predicted.
 
-    Gradients flow if they are enabled.
+    What rows share is computed once. Gradients flow if they are enabled.
 
     Args:
         model: A causal language model, in evaluation mode.
         sequences: Token ids of each row; none may be empty.
-        starts: The first position of each row whose state is returned, 0 or more.
+        starts: Position of the first predicted token of each row, at least 1; its length for none.
 
     Returns:
-        States of the positions from `starts` on, one row after the other, (positions, H).
+        One state per predicted token, one row after the other, (tokens, H).
 
     Raises:
         ModelError: See `forward_shared_prefix`.
         TooManyTokens: See `astra_rl.core.token_limit`.
     """
-    _check(model, max(map(len, sequences)))
-    tree = plan_tree(sequences)
+    # The last token predicts none of its row, so it is left out.
+    heads = [
+        sequence[: max(start, len(sequence) - 1)]
+        for sequence, start in zip(sequences, starts, strict=True)
+    ]
+    _check(model, max(map(len, heads)))
+    tree = plan_tree(heads)
     window = attention_window(model)
     if window is not None and sum(level.width for level in tree.levels) > window:
-        tree = plan_alone(sequences)
+        tree = plan_alone(heads)
     count_tokens(tree.tokens, lambda: backward_tokens(model))
     states = forward_levels(model, tree.levels).states
     places = [
         place
         for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True))
-        for place in tree.places(row, start, len(sequence))
+        for place in tree.places(row, start - 1, len(sequence) - 1)
     ]
     index = torch.tensor(places, dtype=torch.long, device=model.device)
     return repeated(torch.cat([each.flatten(0, 1) for each in states]), index)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.models.batching import token_budget_batches
-from astra_rl.models.forward import forward_rows, logprobs_of
+from astra_rl.models.forward import logprobs_of, preceding_states
 from astra_rl.models.generation import MAX_BATCH_ROWS
 from astra_rl.models.memory import batch_limits
 
@@ -108,13 +108,5 @@ def _score_batch(
     starts: Sequence[int],
     temperature: float,
 ) -> Tensor:
-    # The last token predicts no scored token, so it is left out of the forward pass.
-    heads = [
-        sequence[:-1] if len(sequence) > start else sequence
-        for sequence, start in zip(sequences, starts, strict=True)
-    ]
-    first = [
-        start - 1 if len(sequence) > start else start
-        for sequence, start in zip(sequences, starts, strict=True)
-    ]
-    return logprobs_of(model, forward_rows(model, heads, first), sequences, starts, temperature)
+    hidden = preceding_states(model, sequences, starts)
+    return logprobs_of(model, hidden, sequences, starts, temperature)

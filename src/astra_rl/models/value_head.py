@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ModelError
 from astra_rl.models.batching import token_budget_batches
-from astra_rl.models.forward import flat_index, forward_rows
+from astra_rl.models.forward import flat_index, preceding_states
 from astra_rl.models.generation import MAX_BATCH_ROWS
 from astra_rl.models.memory import batch_limits
 from astra_rl.models.scoring import MAX_SCORING_TOKENS
@@ -99,10 +99,8 @@ def preceding_hidden_states(
     lengths = [len(a) + len(b) for a, b in zip(prompts, continuations, strict=True)]
 
     def run(rows: Sequence[int]) -> Tensor:
-        # The last token predicts no token of the continuation.
-        heads = [[*prompts[row], *continuations[row][:-1]] for row in rows]
-        first = [len(prompts[row]) - bool(continuations[row]) for row in rows]
-        return forward_rows(model, heads, first)
+        sequences = [[*prompts[row], *continuations[row]] for row in rows]
+        return preceding_states(model, sequences, [len(prompts[row]) for row in rows])
 
     outputs: Iterable[tuple[Sequence[int], Tensor]]
     if torch.is_grad_enabled():

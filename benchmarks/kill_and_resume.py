@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -189,19 +190,11 @@ def check_family(name: str, folder: Path, moments: int, seed: int) -> dict[str, 
     different: list[str] = []
     for moment in range(moments):
         run = folder / f"{stem}-{moment}"
-        if moment % 2:
-            at = draw.randint(1, calls)
-            how = f"call {at} of {calls}"
-            status = exit_code_of(start(config, run, lambda at=at: kill_at_disk_call(at)))  # type: ignore[misc]
-        else:
-            wait = draw.random() * seconds
-            how = f"after {wait:.3f} s of {seconds:.3f}"
-            child = start(config, run)
-            time.sleep(wait)
-            os.kill(child, signal.SIGKILL)
-            status = exit_code_of(child)
-        if status == -signal.SIGKILL:
-            killed_in.append(stage_of(run))
+        share = draw.random()
+        while not (how := killed_at(share, bool(moment % 2), config, run, seconds, calls)):
+            shutil.rmtree(run)  # it had ended before the moment of its kill
+            share *= 0.8
+        killed_in.append(stage_of(run))
         manifest = run / "manifest.json"
         is_done = manifest.is_file() and "seconds" in json.loads(manifest.read_text("utf-8"))
         if not is_done and exit_code_of(start(config, run)) != 0:
@@ -212,10 +205,26 @@ def check_family(name: str, folder: Path, moments: int, seed: int) -> dict[str, 
             different.append(f"{how}: other {', '.join(differs)}")
     return {
         "moments": moments,
-        "killed": len(killed_in),
-        "killed_while": {stage: killed_in.count(stage) for stage in sorted(set(killed_in))},
+                "killed_while": {stage: killed_in.count(stage) for stage in sorted(set(killed_in))},
         "different": different,
     }
+
+
+def killed_at(
+    share: float, by_calls: bool, config: RunConfig, run: Path, seconds: float, calls: int
+) -> str:
+    """Start a run, and kill it at this share of its time or calls; return when, empty if it ended."""
+    if by_calls:
+        at = 1 + int(share * calls)
+        how = f"call {at} of {calls}"
+        status = exit_code_of(start(config, run, lambda: kill_at_disk_call(at)))
+    else:
+        how = f"after {share * seconds:.3f} s of {seconds:.3f}"
+        child = start(config, run)
+        time.sleep(share * seconds)
+        os.kill(child, signal.SIGKILL)
+        status = exit_code_of(child)
+    return how if status == -signal.SIGKILL else ""
 
 
 def count_calls(config: RunConfig, run: Path) -> int:

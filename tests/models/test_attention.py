@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from astra_rl.models import attention
-from astra_rl.models.attention import SHORT_ATTENTION, short_attention, use_short_attention
+from astra_rl.models.attention import SHORT_ATTENTION, short_attention, use_cpu_attention
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.self_check import check_supported
@@ -122,7 +122,7 @@ def test_a_model_in_half_precision_says_nearly_the_same_with_it(llama, is_traini
     half = copy.deepcopy(llama).bfloat16()
     with torch.set_grad_enabled(is_training):
         fused = continuation_logprobs(half, SEQUENCES, CONTINUATIONS)
-        use_short_attention(half)
+        use_cpu_attention(half)
         assert half.config._attn_implementation == SHORT_ATTENTION
         short = continuation_logprobs(half, SEQUENCES, CONTINUATIONS)
     exact = continuation_logprobs(llama, SEQUENCES, CONTINUATIONS)
@@ -133,7 +133,7 @@ def test_a_model_in_half_precision_says_nearly_the_same_with_it(llama, is_traini
 
 def test_the_check_of_a_family_compares_it_with_the_fused_kernel(llama, monkeypatch):
     half = copy.deepcopy(llama).bfloat16()
-    use_short_attention(half)
+    use_cpu_attention(half)
     seen = []
     forward = half.forward
     monkeypatch.setattr(
@@ -150,19 +150,19 @@ def test_a_text_of_one_token_attends_to_nothing_that_is_not_written_yet(llama):
     half = copy.deepcopy(llama).bfloat16()
     with torch.no_grad():
         expected = half(torch.tensor([[5]])).logits[0, -1].float().log_softmax(-1)
-    use_short_attention(half)
+    use_cpu_attention(half)
     sample = generate(half, [[5]], Sampling(max_new_tokens=2), [0], stop_ids=frozenset())[0]
     assert sample.logprobs[0] == pytest.approx(float(expected[sample.token_ids[0]]), abs=0.05)
 
 
 def test_models_in_full_precision_keep_the_kernel_they_have(llama):
     model = copy.deepcopy(llama)
-    use_short_attention(model)
+    use_cpu_attention(model)
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_a_saved_model_does_not_ask_for_it(llama, tmp_path):
     half = copy.deepcopy(llama).bfloat16()
-    use_short_attention(half)
+    use_cpu_attention(half)
     half.save_pretrained(tmp_path)
     assert SHORT_ATTENTION not in (tmp_path / "config.json").read_text("utf-8")

@@ -24,6 +24,8 @@ from torch import Tensor
 
 LEAST_BYTES = 2**14
 """Smaller tensors are kept."""
+REMEMBERED = 4
+"""Number of recomputed tensors that are kept for the operations that follow."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,27 @@ def lean_activations() -> Iterator[None]:
 
     Without gradients nothing is changed.
     """
-    with torch.autograd.graph.saved_tensors_hooks(_Saved().pack, _unpack):
+    with torch.autograd.graph.saved_tensors_hooks(_Saved().pack, _Recomputed().unpack):
         yield
 
 
-@torch.no_grad()
-def _unpack(kept: _Kept) -> Tensor:
-    """Return a tensor that was kept, or compute it."""
-    return kept if isinstance(kept, Tensor) else kept.compute(*map(_unpack, kept.inputs))
+class _Recomputed:
+    """The tensors that were computed last: several operations near each other need the same."""
+
+    def __init__(self) -> None:
+        self._latest: list[tuple[_Recipe, Tensor]] = []
+
+    def unpack(self, kept: _Kept) -> Tensor:
+        """Return a tensor that was kept, or compute it."""
+        if isinstance(kept, Tensor):
+            return kept
+        for recipe, tensor in self._latest:
+            if recipe is kept:
+                return tensor
+        with torch.no_grad():
+            tensor = kept.compute(*map(self.unpack, kept.inputs))
+        self._latest = [(kept, tensor), *self._latest[: REMEMBERED - 1]]
+        return tensor
 
 
 class _Saved:
@@ -71,8 +86,7 @@ class _Saved:
 
     def _value(self, node: Any, output: int) -> _Kept | None:
         """Return an output of an operation, or how it is computed; None: neither is kept."""
-        kept = self._kept.get((node, output))
-        if kept is not None or node is None:
+        if (kept := self._kept.get((node, output))) is not None:
             return kept
         if (parameter := getattr(node, "variable", None)) is not None:
             return parameter.detach()  # type: ignore[no-any-return]
@@ -83,12 +97,12 @@ class _Saved:
         inputs = []
         for (source, number), name in zip(node.next_functions, names, strict=False):
             # What needs no gradient is not in the graph, but kept for the gradient of the others.
-            constant = getattr(node, name, None) if source is None else None
-            value = self._value(source, number) if constant is None else constant
+            value = getattr(node, name, None) if source is None else self._value(source, number)
             if value is None:
                 return None
             inputs.append(value)
-        return _Recipe(compute(node), tuple(inputs))
+        self._kept[node, output] = recipe = _Recipe(compute(node), tuple(inputs))
+        return recipe
 
 
 def _reshape(node: Any) -> Callable[..., Tensor]:

@@ -45,8 +45,12 @@ def lean_activations() -> Iterator[None]:
 
     Without gradients nothing is changed.
     """
-    with torch.autograd.graph.saved_tensors_hooks(_Saved().pack, _Recomputed().unpack):
-        yield
+    saved, recomputed = _Saved(), _Recomputed()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, recomputed.unpack):
+            yield
+    finally:
+        saved.forget()
 
 
 class _Recomputed:
@@ -83,6 +87,10 @@ class _Saved:
         # Without its history: an operation that keeps its own output would keep itself.
         self._kept[place] = kept = tensor.detach() if kept is None else kept
         return kept
+
+    def forget(self) -> None:
+        """Drop all references: autograd keeps `pack` as long as the tensors."""
+        self._kept.clear()
 
     def _value(self, node: Any, output: int) -> _Kept | None:
         """Return an output of an operation, or how it is computed; None: neither is kept."""

@@ -131,7 +131,10 @@ def _apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
-for _name, _function in ((SHORT_ATTENTION, short_attention), (GROUPED_ATTENTION, grouped_attention)):
+for _name, _function in (
+    (SHORT_ATTENTION, short_attention),
+    (GROUPED_ATTENTION, grouped_attention),
+):
     AttentionInterface.register(_name, _function)
     AttentionMaskInterface.register(_name, sdpa_mask)
 

@@ -117,7 +117,11 @@ def can_replay(model: PreTrainedModel) -> bool:
 def _has_static_form(model: PreTrainedModel) -> bool:
     layers = DynamicCache(config=model.config).layers
     is_plain = all(type(layer).__name__ == "DynamicLayer" for layer in layers)
-    return is_plain and model.config._attn_implementation in ("sdpa", SHORT_ATTENTION, GROUPED_ATTENTION)
+    return is_plain and model.config._attn_implementation in (
+        "sdpa",
+        SHORT_ATTENTION,
+        GROUPED_ATTENTION,
+    )
 
 
 @torch.no_grad()

@@ -1,14 +1,17 @@
 """A pool of servers: stand-ins of vLLM's API on loopback, which sample with a model in memory."""
 
+import copy
 import json
 import signal
 import sys
 import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from astra_rl.actions.harden_inputs import check as check_hardening
 from astra_rl.config.experiment import build
@@ -23,7 +26,6 @@ from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.transformers.target_adapters import EngineTarget, LocalTarget
 from astra_rl.ext.vllm import ServerPool, server_sampler
 from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.models.adapters import load_adapter
 from astra_rl.models.engines import engine_logprobs
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
@@ -53,7 +55,6 @@ class Server:
     """One server of vLLM.
 
     Attributes:
-        make: Makes the model that it serves.
         models: Models by name, with their adapters.
         fails: Status of the answers to completions; None answers.
         adapters: Folders by name.
@@ -63,7 +64,7 @@ class Server:
     """
 
     def __init__(self, make):
-        self.make, self.fails, self.adapters, self.requests = make, None, {}, []
+        self.fails, self.adapters, self.requests = None, {}, []
         self.changes, self.loads = lambda reply: reply, True
         self.models = {"served": make().model}
         server = self
@@ -108,7 +109,7 @@ class Server:
 
     def model(self, name):
         if name not in self.models:
-            self.models[name] = load_adapter(self.make().model, self.adapters[name]).eval()
+            self.models[name] = merged(self.models["served"], Path(self.adapters[name]))
         return self.models[name]
 
     @torch.no_grad()
@@ -144,6 +145,23 @@ class Server:
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
+
+
+def merged(base, folder):
+    """A model with an adapter added to its weights.
+
+    peft would draw random numbers and change the warnings of the process, in which another thread
+    may be learning.
+    """
+    model, config = copy.deepcopy(base), json.loads((folder / "adapter_config.json").read_text())
+    weights = load_file(folder / "adapter_model.safetensors")
+    for name, first in weights.items():
+        if ".lora_A." in name:
+            second = weights[name.replace(".lora_A.", ".lora_B.")]
+            place = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
+            change = config["lora_alpha"] / config["r"] * second @ first
+            model.get_submodule(place).weight.data += change
+    return model
 
 
 def make():

@@ -20,6 +20,7 @@ from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
+from astra_rl.infra.user_files import noting_files
 from astra_rl.logging import logger
 from astra_rl.methods.archive import ArchiveEnvironment
 from astra_rl.methods.ast_evaluator import EvaluationResult
@@ -42,6 +43,7 @@ from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, with
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import (
     check_machine,
+    check_same_files,
     check_same_prompts,
     check_same_run,
     check_versions,
@@ -174,7 +176,11 @@ class _Session:
         ranks = join()
         announce(ranks, self.plan.record.yaml, folder, started)
         with self._timed("loading models"), ranks.together():
-            experiment = divided(build(self.plan), self.plan.training.shards, ranks)
+            with noting_files() as files:
+                experiment = divided(build(self.plan), self.plan.training.shards, ranks)
+            record["files"] = {**self.plan.files, **files}
+            if not force:
+                check_same_files(record["files"], folder)
             kind_embedder(self.plan.evaluation)  # one that cannot be used fails before the training
         record |= described_target(experiment.problem.target)
         folder.write_json(folder.manifest, record)

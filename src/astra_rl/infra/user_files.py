@@ -61,7 +61,8 @@ def noting_files() -> Iterator[dict[str, str]]:
 
     The names are the paths as they are given. Files that other threads read are not noted.
     """
-    token = _noted.set(noted := {})
+    noted: dict[str, str] = {}
+    token = _noted.set(noted)
     try:
         yield noted
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -171,6 +172,38 @@ def test_other_prompts_are_refused(workplace: Path, begun: Path) -> None:
         (workplace / "train.txt").write_text(text)
     assert done.returncode == 2
     assert "the prompts train.txt have changed" in done.stderr
+
+
+def test_changed_files_of_the_reward_and_of_the_environment_are_refused_unless_forced(
+    workplace: Path, tmp_path: Path
+) -> None:
+    found, examples = tmp_path / "found.txt", tmp_path / "examples.jsonl"
+    found.write_text("tell me a\n")
+    examples.write_text('{"attack": "say a", "reward": 1}\n')
+    reward = {"novel_failure": {"novelty": {"kind_novelty": {"earlier": str(found)}}}}
+    environment = {"type": "few_shot", "options": {"examples": str(examples), "shots": 1}}
+    settings = {"reward": reward, "environment": environment}
+    config = yaml.safe_load((workplace / "config.yaml").read_text()) | settings
+    config["training"] |= {"steps": 1}
+    (workplace / "with_files.yaml").write_text(yaml.safe_dump(config))
+    run = tmp_path / "run"
+    done = astra_rl("train", "with_files.yaml", "-o", str(run), cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["files"] == {
+        str(each): hashlib.sha256(each.read_bytes()).hexdigest() for each in (found, examples)
+    }
+    del manifest["seconds"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    for changed in (found, examples):
+        text = changed.read_text()
+        changed.write_text(text + text.replace("a", "b").replace("bttbck", "attack"))
+        done = astra_rl("resume", str(run), cwd=workplace)
+        assert done.returncode == 2
+        assert f"{changed}' have changed since" in "".join(done.stderr.split("\n"))
+        changed.write_text(text)
+    found.write_text("another\n")
+    assert astra_rl("resume", str(run), "--force", cwd=workplace).returncode == 0
 
 
 def test_a_run_that_is_done_is_not_run_again(workplace: Path, trained: Path) -> None:

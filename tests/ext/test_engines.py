@@ -38,14 +38,21 @@ STARTED = []
 
 
 class StandIn:
-    """An engine of vLLM that loads what it is given, and is off by a known amount."""
+    """An engine of vLLM that loads what it is given, and is off by a known amount.
 
-    off = 0.0
+    Attributes:
+        cached: Folder of the weights that the cached prefixes are of; others than those that it
+            has, as in vLLM, until the cache is reset.
+        resets: Whether its prefix cache can be reset.
+    """
+
+    off, resets = 0.0, True
 
     def __init__(self, model, **options):
         self.folder, self.options, self.calls = model, options, []
         STARTED.append(self)
         self.asleep = 0
+        self.label, self.cached, self.loaded = "default", model, []
 
     def weights(self, adapter):
         model = load_model(self.folder, device="cpu", dtype=self.options["dtype"])
@@ -53,8 +60,25 @@ class StandIn:
             return model
         return load_adapter(model, adapter.path).eval()
 
+    def collective_rpc(self, method, kwargs):
+        assert method == "reload_weights"
+        assert not self.asleep
+        if not Path(kwargs["weights_path"], "model.safetensors").exists():
+            raise ValueError("Repo id must be in the form 'repo_name'")
+        self.folder = kwargs["weights_path"]
+        self.loaded.append(self.folder)
+        self.files = sorted(each.name for each in Path(self.folder).parent.iterdir())
+
+    def reset_prefix_cache(self):
+        self.cached = self.folder if self.resets else self.cached
+        return self.resets
+
+    def update_weight_version(self, name):
+        self.label = name
+
     def generate(self, prompts, parameters, *, lora_request, use_tqdm):
         self.calls.append((prompts, parameters, lora_request))
+        assert self.cached == self.folder
         model, outputs = self.weights(lora_request), []
         for prompt, wish in zip(prompts, parameters, strict=True):
             ids = prompt["prompt_token_ids"]
@@ -79,7 +103,10 @@ class StandIn:
                     {token: SimpleNamespace(logprob=row[place, token].item())}
                     for place, token in enumerate(ids[1:])
                 ]
-            answer = SimpleNamespace(token_ids=list(sample.token_ids), logprobs=logprobs)
+            span = SimpleNamespace(version=self.label, start=0, end=len(logprobs))
+            answer = SimpleNamespace(
+                token_ids=list(sample.token_ids), logprobs=logprobs, weight_versions=[span]
+            )
             outputs.append(
                 SimpleNamespace(outputs=[answer], prompt_logprobs=scored, prompt_token_ids=ids)
             )

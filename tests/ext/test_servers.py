@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.adapters import load_adapter
 from astra_rl.models.engines import engine_logprobs
 from astra_rl.models.generation import Sampling, generate
+from astra_rl.models.loading import load_model
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators import FunctionModerator
@@ -60,12 +62,19 @@ class Server:
         requests: Paths and bodies of what came.
         changes: Changes the reply of a completion.
         loads: Whether adapters can be loaded.
+        resets: Whether the cache of prefixes can be reset.
+        is_open: Whether it runs in development mode, in which weights can be handed over.
+        label: What it calls its weights.
+        stale: Whether cached prefixes are of other weights than it has.
+        paused: Whether it answers no completions.
     """
 
     def __init__(self, make):
         self.make, self.fails, self.adapters, self.requests = make, None, {}, []
         self.changes, self.loads = lambda reply: reply, True
         self.models = {"served": make().model}
+        self.is_open, self.label, self.stale, self.paused = False, "default", False, False
+        self.resets = True
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -73,7 +82,12 @@ class Server:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, reply = server.answer(self.path, body, dict(self.headers))
+                self.reply(*server.answer(self.path, body, dict(self.headers)))
+
+            def do_GET(self):
+                self.reply(*server.answer(self.path, None, dict(self.headers)))
+
+            def reply(self, status, reply):
                 sent = json.dumps(reply).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -91,20 +105,85 @@ class Server:
 
     def answer(self, path, body, headers):
         with LOCK:
-            self.requests.append((path, body, headers))
+            if body is not None:
+                self.requests.append((path, body, headers))
+            if self.is_open and (found := self.in_development(path, body)) is not None:
+                return found
             if path == "/v1/load_lora_adapter" and self.loads:
                 self.adapters[body["lora_name"]] = body["lora_path"]
                 return 200, "ok"
             if path == "/v1/unload_lora_adapter":
                 del self.adapters[body["lora_name"]]
                 return 200, "ok"
-            if path != "/v1/completions":
-                return 404, {"error": {"message": "Not Found"}}
+            if path not in ("/v1/completions", "/inference/v1/generate"):
+                return 404, {"detail": "Not Found"}
             if self.fails is not None:
                 return self.fails, {"error": {"message": "down"}}
+            assert not self.paused
+            assert not self.stale
+            if path == "/inference/v1/generate":
+                return 200, self.changes(self.generate(body))
             if body["model"] not in ("served", *self.adapters):
                 return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
             return 200, self.changes(self.complete(body))
+
+    def in_development(self, path, body):
+        """As vLLM answers with VLLM_SERVER_DEV_MODE=1; None on its other paths."""
+        if path == "/weight_info":
+            return 200, {"weight_version": self.label}
+        if path == "/pause?mode=wait":
+            self.paused, self.stale = True, False
+            return 200, {"status": "paused"}
+        if path == "/resume":
+            self.paused = False
+            return 200, {"status": "resumed"}
+        if path == "/update_weight_version":
+            self.label = body["new_version"]
+            return 200, {"success": True, "new_version": self.label}
+        if path == "/reset_prefix_cache":
+            self.stale = self.stale and not self.resets
+            return 200, {"success": self.resets}
+        if path == "/collective_rpc":
+            assert (body["method"], list(body["kwargs"])) == ("reload_weights", ["weights_path"])
+            folder = Path(body["kwargs"]["weights_path"])
+            if not (folder / "model.safetensors").exists():
+                return 500, {"error": {"message": "Repo id must be in the form 'repo_name'"}}
+            self.models["served"] = load_model(folder, device="cpu", dtype="float32")
+            self.kept = sorted(each.name for each in folder.parent.iterdir())
+            self.stale = True
+            return 200, {"results": [None]}
+        return None
+
+    def restart(self):
+        """Start again, with the weights that it was started with."""
+        self.models, self.adapters = {"served": make().model}, {}
+        self.label, self.stale, self.paused = "default", False, False
+
+    def generate(self, body):
+        """The reply in the form of the path for token ids, which names the weights."""
+        wishes = body["sampling_params"]
+        asked = {**wishes, "model": body["model"], "prompt": body["token_ids"]}
+        reply = self.complete(asked)
+        (choice,) = reply["choices"]
+        count = len(choice["token_ids"])
+        content = [
+            {"token_id": token, "logprob": value, "top_logprobs": []}
+            for token, value in zip(
+                choice["token_ids"], choice.pop("logprobs")["token_logprobs"], strict=True
+            )
+        ]
+        return {
+            "model": body["model"],
+            "prompt_token_ids": choice.pop("prompt_token_ids"),
+            "prompt_logprobs": choice.pop("prompt_logprobs", None),
+            "choices": [
+                {
+                    **choice,
+                    "logprobs": {"content": content},
+                    "weight_versions": [{"version": self.label, "start": 0, "end": count}],
+                }
+            ],
+        }
 
     def model(self, name):
         if name not in self.models:
@@ -138,7 +217,11 @@ class Server:
 
     @property
     def prompts(self):
-        return [body["prompt"] for path, body, _ in self.requests if path == "/v1/completions"]
+        return [
+            body["prompt"] if path == "/v1/completions" else body["token_ids"]
+            for path, body, _ in self.requests
+            if path in ("/v1/completions", "/inference/v1/generate")
+        ]
 
     def close(self):
         self.http.shutdown()

@@ -18,21 +18,23 @@ from astra_rl.models.adapters import save_model
 
 
 class Version(Protocol):
-    """A version of what a model has learned.
-
-    Attributes:
-        number: Number of the version, from 1 on.
-        name: Name at the engine, ``attacker-v{number}-{digest of the weights}``; no two versions
-            share one, not even of different runs on the same servers, so no cached prefix is stale.
-        folder: Where it is saved.
-    """
+    """A version of what a model has learned."""
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """Number of the version, from 1 on."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name at the engine, ``attacker-v{number}-{digest of the weights}``.
+
+        No two versions share one, not even of different runs on the same servers, so that no cached
+        prefix is of another.
+        """
+
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Path:
+        """Where it is saved."""
 
 
 class FullWeights(NamedTuple):

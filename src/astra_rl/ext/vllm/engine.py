@@ -117,6 +117,8 @@ class VLLMEngine:
             self.wake()
             if isinstance(version, FullWeights):
                 self._load(version)
+            asked = version.name if isinstance(version, FullWeights) else STARTED_WITH
+            self._check_weights({self._weights}, asked)
             try:
                 outputs = self._engine.generate(
                     [{"prompt_token_ids": list(prompt)} for prompt in prompts],
@@ -129,7 +131,8 @@ class VLLMEngine:
                 )
             except Exception as error:  # the types of vLLM and torch
                 raise ModelError(f"vLLM failed to sample: {first_line(error)}") from error
-        self._check_weights(outputs, version)
+        named = (each for output in outputs for each in output.outputs[0].weight_versions)
+        self._check_weights({each.version for each in named}, asked)
         return [
             _sample(output, sampling, stop_ids, span)
             for output, span in zip(outputs, spans, strict=True)
@@ -173,15 +176,11 @@ class VLLMEngine:
         self._engine.update_weight_version(name)
         self._weights = name
 
-    def _check_weights(self, outputs: Sequence[Any], version: Version | None) -> None:
-        """Raise unless all samples are of the weights that were asked for."""
-        asked = version.name if isinstance(version, FullWeights) else STARTED_WITH
-        found = {
-            span.version for output in outputs for span in output.outputs[0].weight_versions
-        } - {asked}
-        if found:
+    def _check_weights(self, found: set[str], asked: str) -> None:
+        """Raise unless weights are those that were asked for."""
+        if other := found - {asked}:
             raise ModelError(
-                f"the vLLM engine of {self.model!r} has the weights {', '.join(sorted(found))}, "
+                f"the vLLM engine of {self.model!r} has the weights {', '.join(sorted(other))}, "
                 f"and {asked} were asked for. Give each model an engine of its own."
             )
 

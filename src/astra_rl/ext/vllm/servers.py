@@ -525,9 +525,7 @@ class _Batch:
             logprobs = [0.0] * len(ids)
         elif not (self.sampling.is_exact or self.pool._gives_sampled_logprobs):
             logprobs = [math.nan] * len(ids)
-        finish: FinishReason = (
-            "stop" if ids and ids[-1] in self.stop_ids else "length"
-        )
+        finish: FinishReason = "stop" if ids and ids[-1] in self.stop_ids else "length"
         return Sample(ids, tuple(min(each, 0.0) for each in logprobs), finish, scored)
 
 
@@ -617,7 +615,6 @@ def server_sampler(
             )
         served[:] = [model]
         return pool
-
 
     def lacks(model: PreTrainedModel) -> bool:
         if started_with is not None and model.name_or_path != resolve_reference(started_with):

@@ -65,6 +65,7 @@ class Server:
         loads: Whether adapters can be loaded.
         resets: Whether the cache of prefixes can be reset.
         is_open: Whether it runs in development mode, in which weights can be handed over.
+        scales_out: Whether it answers at the path for token ids.
         label: What it calls its weights.
         stale: Whether cached prefixes are of other weights than it has.
         paused: Whether it answers no completions.
@@ -75,7 +76,7 @@ class Server:
         self.changes, self.loads = lambda reply: reply, True
         self.models = {"served": make().model}
         self.is_open, self.label, self.stale, self.paused = False, "default", False, False
-        self.resets = True
+        self.resets = self.scales_out = True
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -122,6 +123,8 @@ class Server:
                 return self.fails, {"error": {"message": "down"}}
             assert not self.paused
             assert not self.stale
+            if path == "/inference/v1/generate" and not self.scales_out:
+                return 403, {"error": {"message": "Restart with --enable-scale-out"}}
             if path == "/inference/v1/generate":
                 return 200, self.changes(self.generate(body))
             if body["model"] not in ("served", *self.adapters):
@@ -523,6 +526,10 @@ def test_servers_outside_of_development_mode_are_refused_for_all_weights(servers
     with pytest.raises(EndpointError, match="start it with VLLM_SERVER_DEV_MODE=1"):
         sample_with(server_sampler(pool_of(servers)), trained())
     assert not any(each.prompts for each in servers)
+    for each in servers:
+        each.is_open, each.scales_out = True, False
+    with pytest.raises(EndpointError, match="--enable-scale-out"):
+        sample_with(server_sampler(pool_of(servers)), trained())
 
 
 def test_a_folder_that_a_server_cannot_read_is_named_and_the_server_answers_nothing(open_servers):

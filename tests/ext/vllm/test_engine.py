@@ -160,7 +160,7 @@ def test_a_training_of_all_weights_samples_each_step_with_its_weights(attacker_f
     print(f"mismatch of all weights, staleness {staleness}: {largest}; of those before: {nearest}")
 
 
-def test_what_all_weights_were_loaded_into_samples_no_other_model(attacker_folder):
+def test_what_all_weights_were_loaded_into_samples_no_other_model(attacker_folder, tmp_path):
     """Nor does the engine of a frozen model get the weights of its trained copy."""
     sampler = VLLMSampler(**OPTIONS)
     trained, frozen = load(attacker_folder).model, load(attacker_folder).model
@@ -182,9 +182,9 @@ def test_what_all_weights_were_loaded_into_samples_no_other_model(attacker_folde
         assert difference(frozen, prompts, samples) < EXACT
     with pytest.raises(ModelError, match=r"attacker-v3-.*default were asked for"):
         served.engine.sample(PROMPTS, sampling, range(4), stop_ids=STOP)
-    gone = FullWeights(4, "attacker-v4-gone", attacker_folder / "gone")
-    with pytest.raises(ModelError, match="cannot load attacker-v4-gone"):
-        served.engine.sample(PROMPTS, sampling, range(4), stop_ids=STOP, version=gone)
+    empty = FullWeights(4, "attacker-v4-empty", tmp_path)
+    with pytest.raises(ModelError, match="cannot load attacker-v4-empty"):
+        served.engine.sample(PROMPTS, sampling, range(4), stop_ids=STOP, version=empty)
     samples = sampler(trained, prompts, sampling, range(3), stop_ids=STOP)  # loaded again
     assert difference(trained, prompts, samples) < EXACT
 

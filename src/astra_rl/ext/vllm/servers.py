@@ -3,7 +3,7 @@
 Servers are started by the user, one model per pool::
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16
-    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out
 
 for an attacker that trains an adapter, and for one that trains all weights; and without either for
 a target. vLLM gives no log-probabilities of prompts where it runs adapters.
@@ -351,8 +351,8 @@ class _Weights:
             raise _explained(
                 error,
                 "weights cannot be handed over",
-                f"{server.url} has no /pause; start it with VLLM_SERVER_DEV_MODE=1, where only "
-                "this run can reach it",
+                f"{server.url} has no /pause; start it with VLLM_SERVER_DEV_MODE=1 and "
+                "--enable-scale-out, where only this run can reach it",
             ) from None
         # If one of these fails, the server stays paused: its weights are nobody's.
         await _post(server, client, "/update_weight_version", {"new_version": LOADING})

@@ -39,7 +39,12 @@ from astra_rl.logging import logger
 from astra_rl.runs.file_types import FileOfARun
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.recorded import Recorded, summary_of_phase
-from astra_rl.runs.resume import changed_settings, check_same_prompts, is_complete
+from astra_rl.runs.resume import (
+    changed_settings,
+    check_same_files,
+    check_same_prompts,
+    is_complete,
+)
 from astra_rl.runs.runner import Display, run_experiment
 from astra_rl.targets.ledger import current_ledger
 
@@ -313,6 +318,7 @@ def _check_same(league: LeagueConfig, folder: str | Path) -> None:
                 "--output."
             )
         check_same_prompts([source.as_dict() for source in plan.openings.sources], run)
+        check_same_files(plan.files, run)
 
 
 def read_cell(method: str, seed: int, run: RunFolder, plan: Plan) -> Cell:

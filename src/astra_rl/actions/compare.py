@@ -150,10 +150,8 @@ def compare_runs(
             only[0].add(of_a, side_b)
             only[1].add(of_b, side_a)
         return Comparison(
-            *(
-                Side(name, tally.result(planned=each.planned, sequential=each.sequential))
-                for name, tally, each in zip((name_a, name_b), tallies, (a, b), strict=True)
-            ),
+            Side(name_a, tallies[0].result(planned=a.planned, sequential=a.sequential)),
+            Side(name_b, tallies[1].result(planned=b.planned, sequential=b.sequential)),
             pairs.result(),
             categories.result(),
             only[0].read(a),

@@ -78,31 +78,39 @@ def timeless(run: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_at_random_moments_it_goes_on_to_the_bit(workplace: Path, whole: Path) -> None:
-    """Kill -9 again and again until the run is done; each start is the same command."""
-    config = whole.parent / "config.yaml"
-    run = whole.parent / "killed"
+    """Kill -9 three times, then let it end; each start is the same command."""
+    run, before = whole.parent / "killed", whole.parent / "before"
+    arguments = ("train", str(whole.parent / "config.yaml"), "-o", str(run))
     generator = random.Random(whole.parent.name)
-    kills = 0
     for _ in range(3):
-        command = Command("train", str(config), "-o", str(run), cwd=workplace)
-        metrics = run / "metrics.jsonl"
-        known = metrics.stat().st_size if metrics.is_file() else 0
-        # Wait until it trains, then strike at any moment of a step.
-        while command.is_running():
-            if metrics.is_file() and metrics.stat().st_size != known:
-                time.sleep(generator.random() * 0.15)
-                break
-            time.sleep(0.005)
-        if not command.is_running():
-            break
-        command.kill()
-        kills += 1
-    else:
-        command = Command("train", str(config), "-o", str(run), cwd=workplace)
-    code, errors = command.wait()
+        seconds = generator.random() * 0.15
+        while not is_killed(Command(*arguments, cwd=workplace), run, seconds):
+            # It ended before it was killed: start again from where it was, and kill it sooner.
+            shutil.rmtree(run)
+            if before.is_dir():
+                shutil.copytree(before, run)
+            seconds /= 2
+        shutil.rmtree(before, ignore_errors=True)
+        shutil.copytree(run, before)
+    code, errors = Command(*arguments, cwd=workplace).wait()
     assert code == 0, errors
-    assert kills >= 2
     check_same(run, whole)
+
+
+def is_killed(command: Command, run: Path, seconds: float) -> bool:
+    """Kill a command at any moment of a step: so long after it has trained, if it still has to."""
+    known = steps_done(run)
+    while command.is_running() and known < STEPS and steps_done(run) == known:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    code, errors = command.kill()
+    assert code in (0, -signal.SIGKILL), errors
+    return code != 0
+
+
+def steps_done(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from torch.nn.functional import gelu, linear, silu
+from torch.utils.checkpoint import checkpoint
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from astra_rl.models import activations
@@ -32,8 +33,8 @@ def kept(monkeypatch):
 
     def counted(self, tensor):
         found = pack(self, tensor)
-        if isinstance(found, torch.Tensor):
-            tensors[found.untyped_storage().data_ptr()] = found
+        if isinstance(found, activations._Original):
+            tensors[found.get().untyped_storage().data_ptr()] = found.get()
         return found
 
     monkeypatch.setattr(activations._Saved, "pack", counted)
@@ -144,6 +145,94 @@ def test_second_derivatives_are_exact():
     expected = second()
     with lean_activations():
         torch.testing.assert_close(second(), expected)
+
+
+def changed_later(change):
+    """Run a forward and a backward pass with a change of a tensor in between."""
+    a, weight = (torch.linspace(-1, 1, 12).view(3, 4).requires_grad_() for _ in "ab")
+    factor, gate = torch.ones(3, 4), a * 2
+    weights = (a * gate).softmax(-1)
+    result = linear(silu(gate) * factor, weight) @ weights
+    with torch.no_grad():
+        change(gate=gate, factor=factor, softmax=weights, weight=weight)
+    result.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["gate", "factor", "softmax", "weight"])
+def test_a_tensor_that_is_changed_before_the_backward_pass_is_an_error(name):
+    def change(**tensors):
+        tensors[name].mul_(2)
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        changed_later(change)
+    with lean_activations(), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        changed_later(change)
+
+
+DERIVED = {
+    "precision": lambda weight: weight.bfloat16().float(),
+    "factor": lambda weight: weight * 0.5,
+}
+
+
+@pytest.mark.parametrize("derive", DERIVED.values(), ids=DERIVED)
+def test_what_follows_from_weights_alone_does_not_follow_their_update(derive):
+    def gradient():
+        a = torch.linspace(-1, 1, 12).view(3, 4).requires_grad_()
+        weight = torch.linspace(-1, 1, 8).view(4, 2).requires_grad_()
+        result = (a * 2) @ derive(weight)
+        with torch.no_grad():
+            weight.zero_()
+        result.square().sum().backward()
+        return a.grad
+
+    expected = gradient()
+    with lean_activations():
+        assert torch.equal(gradient(), expected)
+
+
+def test_a_result_that_is_changed_before_it_is_saved_is_kept():
+    def gradient():
+        a, weight = (torch.linspace(-1, 1, 12).view(3, 4).requires_grad_() for _ in "ab")
+        product = (a * 2) * (a * 3)
+        with torch.no_grad():
+            product.clamp_(max=0.5)
+        linear(product, weight).sum().backward()
+        return weight.grad
+
+    expected = gradient()
+    with lean_activations():
+        assert torch.equal(gradient(), expected)
+
+
+def test_hooks_may_change_activations_under_no_grad(llama, monkeypatch):
+    def mute(module, inputs, output):
+        with torch.no_grad():
+            output[..., :8] = 0
+
+    model = with_adapter(copy.deepcopy(llama).bfloat16())
+    for layer in model.get_base_model().model.layers:
+        layer.post_attention_layernorm.register_forward_hook(mute)
+    found = gradients(model)
+    keep_everything(monkeypatch)
+    expected = gradients(model)
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in found.items())
+
+
+def test_a_checkpointed_part_is_not_run_again_in_the_forward_pass():
+    runs = []
+
+    def part(states):
+        runs.append(states)
+        return torch.ones(4) * states
+
+    a = torch.linspace(-1, 1, 12).view(3, 4).requires_grad_()
+    with lean_activations():
+        states = a * 2
+        out = states.pow(2) + checkpoint(part, states, use_reentrant=False).pow(2)
+    assert len(runs) == 1
+    out.sum().backward()
+    torch.testing.assert_close(a.grad, 16 * a.detach())
 
 
 def test_a_graph_that_is_dropped_is_freed_at_once():

@@ -99,7 +99,7 @@ def test_a_query_of_padding_that_sees_nothing_stays_a_number():
     assert torch.isfinite(short_attention(layer(), query, key, value, mask)[0]).all()
 
 
-@pytest.mark.parametrize("why", ["float32", "long", "position_bias"])
+@pytest.mark.parametrize("why", ["float32", "float64", "long", "position_bias"])
 def test_what_it_is_not_made_for_goes_to_the_fused_kernel(why, monkeypatch):
     sent = []
     fused = attention.grouped_attention
@@ -110,7 +110,7 @@ def test_what_it_is_not_made_for_goes_to_the_fused_kernel(why, monkeypatch):
     )
     if why == "long":
         monkeypatch.setattr(attention, "MAX_SCORES", 10)
-    dtype = torch.float32 if why == "float32" else torch.bfloat16
+    dtype = getattr(torch, why) if why.startswith("float") else torch.bfloat16
     query, key, value = tensors(2, 2, 2, 3, 5, dtype=dtype)
     mask = torch.ones(2, 1, 3, 5, dtype=torch.bool)
     options = {}
@@ -194,7 +194,9 @@ def test_it_keeps_no_copies_of_keys_and_values_for_the_backward_pass():
     assert torch.Size([2, 8, 99, 8]) not in shapes
 
 
-def test_models_in_full_precision_use_it(llama):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_models_in_full_precision_use_it(llama, dtype):
+    llama = copy.deepcopy(llama).to(dtype)
     model = copy.deepcopy(llama)
     use_cpu_attention(model)
     assert model.config._attn_implementation == GROUPED_ATTENTION

@@ -93,6 +93,16 @@ def test_activations_of_layers_are_not_kept(llama, monkeypatch):
     assert saved_bytes(model, recomputed_layers(model), monkeypatch) < 0.3 * without
 
 
+def test_dropout_of_a_model_in_training_mode_is_that_of_the_forward_pass():
+    # This family alone has dropout by default.
+    model = tiny_model("gpt2").model.requires_grad_(True).train()
+    torch.manual_seed(0)
+    _, expected = gradients(model, contextlib.nullcontext())
+    torch.manual_seed(0)
+    _, found = gradients(model, recomputed_layers(model))
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
 def test_the_layers_are_as_before_after_it(llama):
     model = copy.deepcopy(llama).requires_grad_(True)
     with pytest.raises(RuntimeError, match="in the middle"), recomputed_layers(model):

@@ -8,7 +8,9 @@ the same to the last bit. No matrix product is recomputed; for that see
 `astra_rl.models.recomputation`.
 
 It works on the graph of autograd, not on the modules of a model, so that it is the same for all
-families.
+families. Like autograd, it raises an error if a kept tensor was changed in place. What the graph
+does not record, such as a change in place under ``torch.no_grad``, is lost in a recomputed tensor.
+Forward hooks do such things, so a model with hooks keeps its activations (`is_recorded`).
 """
 
 from __future__ import annotations
@@ -20,12 +22,39 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LEAST_BYTES = 2**14
 """Smaller tensors are kept."""
 REMEMBERED = 4
 """Number of recomputed tensors that are kept for the operations that follow."""
+
+
+class _Original:
+    """A tensor that is kept, as it is now."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        # Without its history: an operation that keeps its own output would keep itself.
+        self._tensor = tensor if tensor.grad_fn is None else tensor.detach()
+        self._version = tensor._version
+
+    def is_version_of(self, tensor: Tensor) -> bool:
+        """Return whether a tensor with the same place in the graph was not changed since."""
+        return self._version == tensor._version
+
+    def get(self) -> Tensor:
+        """Return the tensor.
+
+        Raises:
+            RuntimeError: It was changed in place. Autograd checks only what no hook has packed.
+        """
+        if not self.is_version_of(self._tensor):
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a tensor of shape {list(self._tensor.shape)} is at version "
+                f"{self._tensor._version}; expected version {self._version} instead."
+            )
+        return self._tensor
 
 
 @dataclass(frozen=True)
@@ -35,8 +64,12 @@ class _Recipe:
     compute: Callable[..., Tensor]
     inputs: tuple[_Kept, ...]
 
+    def is_version_of(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a result that was not changed."""
+        return tensor._version == 0
 
-_Kept = Tensor | _Recipe
+
+_Kept = _Original | _Recipe
 
 
 @contextlib.contextmanager
@@ -53,6 +86,11 @@ def lean_activations() -> Iterator[None]:
         saved.forget()
 
 
+def is_recorded(model: nn.Module) -> bool:
+    """Return whether the graph of a forward pass has all that changes activations: no hook does."""
+    return not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+
+
 class _Recomputed:
     """The tensors that were computed last: several operations near each other need the same."""
 
@@ -61,8 +99,8 @@ class _Recomputed:
 
     def unpack(self, kept: _Kept) -> Tensor:
         """Return a tensor that was kept, or compute it."""
-        if isinstance(kept, Tensor):
-            return kept
+        if isinstance(kept, _Original):
+            return kept.get()
         for recipe, tensor in self._latest:
             if recipe is kept:
                 return tensor
@@ -81,11 +119,11 @@ class _Saved:
     def pack(self, tensor: Tensor) -> _Kept:
         """Return what is kept of a tensor."""
         if tensor.grad_fn is None:
-            return tensor
+            return _Original(tensor)
         place = (tensor.grad_fn, tensor.output_nr)
         kept = self._value(*place) if tensor.nbytes >= LEAST_BYTES else None
-        # Without its history: an operation that keeps its own output would keep itself.
-        self._kept[place] = kept = tensor.detach() if kept is None else kept
+        if kept is None or not kept.is_version_of(tensor):
+            self._kept[place] = kept = _Original(tensor)
         return kept
 
     def forget(self) -> None:
@@ -96,21 +134,40 @@ class _Saved:
         """Return an output of an operation, or how it is computed; None: neither is kept."""
         if (kept := self._kept.get((node, output))) is not None:
             return kept
-        if (parameter := getattr(node, "variable", None)) is not None:
-            return parameter.detach()  # type: ignore[no-any-return]
+        if _is_leaf(node):
+            return _Original(node.variable)
         rule = _RULES.get(type(node).__name__)
         if rule is None:
             return None
         names, compute = rule
+        if all(source is None or _is_leaf(source) for source, _ in node.next_functions):
+            # What follows from weights alone would follow an update of them.
+            return None
         inputs = []
         for (source, number), name in zip(node.next_functions, names, strict=False):
             # What needs no gradient is not in the graph, but kept for the gradient of the others.
-            value = getattr(node, name, None) if source is None else self._value(source, number)
+            value = _constant(node, name) if source is None else self._value(source, number)
             if value is None:
                 return None
             inputs.append(value)
         self._kept[node, output] = recipe = _Recipe(compute(node), tuple(inputs))
         return recipe
+
+
+def _is_leaf(node: Any) -> bool:
+    """Return whether a node of the graph stands for a tensor that no operation computed."""
+    return type(node).__name__ == "AccumulateGrad"
+
+
+def _constant(node: Any, name: str) -> _Kept | None:
+    """Return what is kept of an input of an operation that is not in the graph.
+
+    None if autograd does not need it, or other hooks have packed it: theirs may run a layer again.
+    """
+    kept = getattr(getattr(node, f"_raw_{name}", None), "data", None)
+    if isinstance(kept, Tensor) and kept.dim() == 0:  # numbers are not packed
+        return _Original(kept)
+    return kept if isinstance(kept, _Kept) else None
 
 
 def _reshape(node: Any) -> Callable[..., Tensor]:
@@ -125,14 +182,14 @@ def _cast(node: Any) -> Callable[..., Tensor]:
 
 
 _RULES: dict[str, tuple[tuple[str, ...], Callable[[Any], Callable[..., Tensor]]]] = {
-    "MulBackward0": (("_saved_self", "_saved_other"), lambda node: torch.mul),
-    "SiluBackward0": (("_saved_self",), lambda node: torch.nn.functional.silu),
+    "MulBackward0": (("saved_self", "saved_other"), lambda node: torch.mul),
+    "SiluBackward0": (("saved_self",), lambda node: torch.nn.functional.silu),
     "GeluBackward0": (
-        ("_saved_self",),
+        ("saved_self",),
         lambda node: partial(torch.nn.functional.gelu, approximate=node._saved_approximate),
     ),
     "PowBackward0": (
-        ("_saved_self",),
+        ("saved_self",),
         lambda node: partial(torch.pow, exponent=node._saved_exponent),
     ),
     "ToCopyBackward0": (("",), _cast),

@@ -45,7 +45,7 @@ def short_attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention, with the signature of transformers' attention functions.
 
-    float32, other devices, dropout, long sequences and unusual masks use the fused kernel.
+    Full precision, other devices, dropout, long sequences and unusual masks use the fused kernel.
 
     Args:
         module: The attention layer.
@@ -67,7 +67,7 @@ def short_attention(
     rows, heads, length, size = query.shape
     if (
         query.device.type != "cpu"
-        or query.dtype == torch.float32
+        or query.dtype.itemsize != 2
         or dropout
         or rows * heads * length * key.shape[2] > MAX_SCORES
         or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
@@ -142,14 +142,14 @@ for _name, _function in (
 def use_cpu_attention(model: PreTrainedModel) -> None:
     """Switch a CPU model to one of these functions, if its family allows it.
 
-    In half precision that is `short_attention`, in float32 `grouped_attention`.
+    In half precision that is `short_attention`, else `grouped_attention`.
     """
     if (
         model.device.type == "cpu"
         and model.config._attn_implementation == "sdpa"
         and model._can_set_attn_implementation()
     ):
-        is_half = model.dtype != torch.float32
+        is_half = model.dtype.itemsize == 2
         model.set_attn_implementation(SHORT_ATTENTION if is_half else GROUPED_ATTENTION)
 
 

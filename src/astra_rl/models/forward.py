@@ -10,6 +10,7 @@ Model families that cannot run this way, such as recurrent ones, are rejected on
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.token_limit import count_tokens
 from astra_rl.errors import ModelError
-from astra_rl.models.activations import lean_activations
+from astra_rl.models.activations import is_recorded, lean_activations
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.kv_cache import repeated
 from astra_rl.models.lm_head import token_logprobs
@@ -107,7 +108,7 @@ def preceding_states(
     if window is not None and sum(level.width for level in tree.levels) > window:
         tree = plan_alone(heads)
     count_tokens(tree.tokens, lambda: backward_tokens(model))
-    with lean_activations():
+    with lean_activations() if is_recorded(model) else contextlib.nullcontext():
         states = forward_levels(model, tree.levels).states
     places = [
         place

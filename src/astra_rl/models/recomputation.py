@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PreTrainedModel
 
@@ -46,11 +47,11 @@ def recomputed_layers(model: PreTrainedModel) -> Iterator[None]:
     changed. It takes another forward pass of time.
 
     Args:
-        model: A causal language model that `check_recomputable` accepts, in evaluation mode.
+        model: A causal language model that `check_recomputable` accepts.
     """
     with contextlib.ExitStack() as changed:
         for index, block in enumerate(transformer_layers(unwrap_peft(model))):
-            changed.enter_context(_patched(block, "forward", _recomputed(block.forward, index)))
+            changed.enter_context(_patched(block, "forward", _recomputed(block, index)))
         yield
 
 
@@ -68,8 +69,9 @@ def _patched(owner: object, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)  # that of its class is visible again
 
 
-def _recomputed(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
+def _recomputed(block: nn.Module, index: int) -> Callable[..., Any]:
     """Return the forward function of a layer with the cache layer of this index."""
+    forward = block.forward
 
     def run(hidden: Any, *args: Any, **kwargs: Any) -> Any:
         caches = [each for each in (*args, *kwargs.values()) if isinstance(each, Cache)]
@@ -91,7 +93,7 @@ def _recomputed(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
             finally:
                 _restore(layer, now)
 
-        return checkpoint(compute, hidden, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(compute, hidden, use_reentrant=False, preserve_rng_state=block.training)
 
     return run
 

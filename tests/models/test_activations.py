@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import gelu, linear, silu
 from torch.utils.checkpoint import checkpoint
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, OlmoeConfig, OlmoeForCausalLM
 
 from astra_rl.models import activations
 from astra_rl.models.activations import lean_activations
+from astra_rl.models.memory import activation_bytes
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.testing import tiny_model
@@ -104,6 +105,19 @@ def test_an_adapter_needs_a_quarter_less_memory(llama, dtype, kept, monkeypatch)
     lean = bytes_of_activations(model, kept)
     keep_everything(monkeypatch)
     assert lean < 0.75 * bytes_of_activations(model, kept)
+
+
+def test_the_estimate_of_a_model_with_experts_is_near_what_is_kept(kept):
+    torch.manual_seed(0)
+    config = OlmoeConfig(
+        vocab_size=40, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_experts=16,
+        num_attention_heads=4, num_experts_per_tok=8, pad_token_id=0,
+    )  # fmt: skip
+    model = OlmoeForCausalLM(config).eval()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    continuation_logprobs(model, [list(range(3, 35))], [[5, 6]])
+    sizes = [t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights]
+    assert sum(sizes) / 33 == pytest.approx(activation_bytes(config), rel=0.25)
 
 
 OPERATIONS = {

@@ -62,9 +62,20 @@ def token_bytes(config: Any, itemsize: int) -> int:
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     cache = 2 * config.num_hidden_layers * key_heads * size
-    return int(itemsize * (cache + 8 * config.hidden_size + 3 * inner))
+    return int(itemsize * (cache + _layer_numbers(config)))
+
+
+def _layer_numbers(config: Any) -> int:
+    """Return how many numbers a layer computes for a token: an estimate of what is in memory.
+
+    A token goes through several experts, each with copies of its input and its output.
+    """
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    of_expert = getattr(config, "moe_intermediate_size", None) or inner
+    experts = getattr(config, "num_experts_per_tok", None) or 0
+    return int(8 * hidden + max(3 * inner, experts * (2 * hidden + 4 * of_expert)))
 
 
 def logit_bytes(device: torch.device, least: int) -> int:
@@ -97,15 +108,14 @@ def activation_bytes(config: Any, *, recomputed: bool = False) -> int:
     An estimate, for all weights or LoRA adapters: in each layer 8 vectors of the hidden size and 3
     of the size of the feed-forward layer, with four bytes a number, also in half precision, where
     attention weights are kept. Measured for SmolLM2-135M with contexts of 96 to 400 tokens: 0.7 MB
-    in float32, 0.7 to 1.2 MB in bfloat16; the estimate is 1.1 MB.
+    in float32, 0.7 to 1.2 MB in bfloat16; the estimate is 1.1 MB. Of a token that several experts
+    compute, each of them counts.
 
     Args:
         config: Configuration of a model.
         recomputed: Whether layers are recomputed, so that all but one keep their input only.
     """
     text = config.get_text_config()
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    layer = 8 * text.hidden_size + 3 * inner
-    layers = text.num_hidden_layers
+    layer, layers = _layer_numbers(text), text.num_hidden_layers
     numbers = layer + layers * text.hidden_size if recomputed else layer * layers
     return int(4 * numbers)

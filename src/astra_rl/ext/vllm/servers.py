@@ -342,20 +342,22 @@ class _Weights:
         self.name = version.name
 
     async def prepare(self, server: _Server, client: Any) -> None:
-        if server.weights == self.name:
+        # Asked anew for each call: another run may have changed them, or stopped while it did.
+        if server.weights == self.name and await _weights_of(server, client) == self.name:
             return
         server.weights = None
+        # Whatever fails or is interrupted from here on, its weights are nobody's until they are
+        # named again, and a server that stays paused is never taken for one that answers.
         try:
-            await _post(server, client, "/pause?mode=wait", {})
+            await _post(server, client, "/update_weight_version", {"new_version": LOADING})
         except CallError as error:
             raise _explained(
                 error,
                 "weights cannot be handed over",
-                f"{server.url} has no /pause; start it with VLLM_SERVER_DEV_MODE=1 and "
-                "--enable-scale-out, where only this run can reach it",
+                f"{server.url} has no /update_weight_version; start it with VLLM_SERVER_DEV_MODE=1 "
+                "and --enable-scale-out, where only this run can reach it",
             ) from None
-        # If one of these fails, the server stays paused: its weights are nobody's.
-        await _post(server, client, "/update_weight_version", {"new_version": LOADING})
+        await _post(server, client, "/pause?mode=wait", {})
         load = {"method": "reload_weights", "kwargs": {"weights_path": str(self.version.folder)}}
         try:
             await _post(server, client, "/collective_rpc", load)

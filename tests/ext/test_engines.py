@@ -404,7 +404,9 @@ def test_changes_that_cancel_out_in_a_sum_are_a_new_version(alter, dtype):
     assert digest_of_weights(model) != before
 
 
-@pytest.mark.parametrize("shape", [(), (0, 4), (3, 5), (3, 1), (2, 3, 7), (300_000, 3), (2, 200_000)])
+@pytest.mark.parametrize(
+    "shape", [(), (0, 4), (3, 5), (3, 1), (2, 3, 7), (300_000, 3), (2, 200_000)]
+)
 def test_each_value_of_a_parameter_of_any_shape_counts(shape):
     model = torch.nn.Module()
     model.weight = torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))

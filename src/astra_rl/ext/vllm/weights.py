@@ -20,8 +20,9 @@ from astra_rl.models.references import reads_locally
 def weights_folder(model: PreTrainedModel) -> str:
     """Return a folder or hub id with exactly the weights of a base model.
 
-    That is where the model was loaded from, if its files agree with it in every weight. Otherwise, as for a model with a merged adapter or one that was fine-tuned
-    in memory, it is a copy in a temporary folder, which is deleted with the model.
+    That is where the model was loaded from, if its files agree with it in every weight. Otherwise,
+    as for a model with a merged adapter or one that was fine-tuned in memory, it is a copy in a
+    temporary folder, which is deleted with the model.
 
     Args:
         model: The model; adapter layers in it are left out.

@@ -47,6 +47,7 @@ from astra_rl.bench import (
     play,
 )
 from astra_rl.bench.causes import causes
+from astra_rl.bench.continuations import continue_causes
 from astra_rl.bench.discovery import NUMBERS
 from astra_rl.bench.play import PlayedTarget
 from astra_rl.core.algorithm import Algorithm
@@ -114,6 +115,8 @@ class Method:
         last: Trains the attacker that is evaluated in place of the members, without target calls,
             from the last member, the calls of all and a seed.
         temperature: Sampling temperature of the trained attackers when they are evaluated.
+        continued: Calls at the end of the search, a multiple of `PER_STEP`, that continue the
+            causes which are known by then, see `continue_causes`.
     """
 
     make: Callable[[Any], Algorithm[Any, Any, Any, Any]]
@@ -122,6 +125,7 @@ class Method:
     members: int = 1
     last: Callable[[Played, Sequence[Call], int], Played] | None = None
     temperature: float = 1.0
+    continued: int = 0
 
     def play(self, target: PlayedTarget, calls: int, seed: int) -> tuple[list[Call], list[Call]]:
         """Return the calls of the training, and those of the trained attackers in equal parts."""
@@ -129,11 +133,13 @@ class Method:
         trained: dict[int, Played] = {}
         for member in range(self.members):
             of = derive_seed(seed, "member", member) if member else seed
-            part = calls // self.members
+            part = (calls - self.continued) // self.members
             trained[of] = play(
                 target, self.make, calls=part, reward=reward, seed=of, **self.settings
             )
         made = [call for each in trained.values() for call in each.calls]
+        for number in range(self.continued // PER_STEP):
+            made += continue_causes(trained[of], made, PER_STEP, seed + number)
         if self.last is not None:
             trained = {seed: self.last(trained[of], made, seed)}
         after: list[Call] = []
@@ -309,6 +315,9 @@ METHODS = {
         members=3,
         last=imitates_causes,
         temperature=0.8,
+    ),
+    f"{TEMPERED}, causes continued": Method(
+        tempered, last=imitates_causes, temperature=0.8, continued=3968
     ),
 }
 

@@ -205,7 +205,7 @@ def check_family(name: str, folder: Path, moments: int, seed: int) -> dict[str, 
             different.append(f"{how}: other {', '.join(differs)}")
     return {
         "moments": moments,
-                "killed_while": {stage: killed_in.count(stage) for stage in sorted(set(killed_in))},
+        "killed_while": {stage: killed_in.count(stage) for stage in sorted(set(killed_in))},
         "different": different,
     }
 
@@ -213,7 +213,11 @@ def check_family(name: str, folder: Path, moments: int, seed: int) -> dict[str, 
 def killed_at(
     share: float, by_calls: bool, config: RunConfig, run: Path, seconds: float, calls: int
 ) -> str:
-    """Start a run, and kill it at this share of its time or calls; return when, empty if it ended."""
+    """Start a run, and kill it at this share of its time or calls.
+
+    Returns:
+        When it was killed; empty if it had ended.
+    """
     if by_calls:
         at = 1 + int(share * calls)
         how = f"call {at} of {calls}"

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import sys
@@ -36,8 +37,6 @@ for _variable in ("COLUMNS", "LINES"):
 _ANY_SPEED = hypothesis.settings(
     deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.register_profile("all examples", _ANY_SPEED)
-hypothesis.settings.register_profile("some examples", _ANY_SPEED, max_examples=30)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -67,8 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     assert spec is not None
     assert spec.loader is not None
     offline = importlib.util.module_from_spec(spec)
-    some = "not exhaustive" in config.option.markexpr
-    hypothesis.settings.load_profile("some examples" if some else "all examples")
+    _choose_examples(config)
     blocked = os.environ.pop("ASTRA_RL_TESTS_BLOCKED_NETWORK", None) is not None
     spec.loader.exec_module(offline)
     _remove_logs_of_killed_processes()
@@ -81,6 +79,28 @@ def pytest_configure(config: pytest.Config) -> None:
     path = [str(OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     offline.block_network(log)
+
+
+def _choose_examples(config: pytest.Config) -> None:
+    """Draw the same examples in every run, or others with the option ``--hypothesis-seed``."""
+    changes: dict[str, Any] = {"derandomize": config.getoption("--hypothesis-seed") is None}
+    if "not exhaustive" in config.option.markexpr:
+        changes["max_examples"] = 30
+    hypothesis.settings.register_profile("chosen", _ANY_SPEED, **changes)
+    hypothesis.settings.load_profile("chosen")
+
+
+def pytest_runtest_setup() -> None:
+    """Give each test, and the fixtures that it is the first to use, the same random numbers.
+
+    Else they would depend on the tests before it, which differ from run to run in processes that
+    share the tests.
+    """
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def _remove_logs_of_killed_processes() -> None:
@@ -144,6 +164,6 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:  # every context has a fresh profile
-        running = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        running = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=300_000)
         yield running
         running.close()

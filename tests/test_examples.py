@@ -46,7 +46,7 @@ def test_an_example_runs_on_its_own_and_leaves_nothing_behind(path, tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "none")},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     assert SAYS.get(path.name, "step 1") in done.stderr

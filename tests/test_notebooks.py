@@ -45,7 +45,9 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
         notebook,
-        timeout=300,
+        timeout=1200,
+        startup_timeout=1200,
+        iopub_timeout=1200,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()

@@ -15,6 +15,7 @@ from astra_rl.actions.score import score_run
 from astra_rl.actions.seeds import compare_seeds
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.percent import between
+from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.recorded import summary_of_phase
 
 
@@ -40,6 +41,25 @@ def test_the_command_shows_both_sides_of_the_same_name(tmp_path, record_run):
     assert [found[side]["asr"]["successes"] for side in "ab"] == [2, 1]
     assert "A (x after)" in done.stderr
     assert "B (x after)" in done.stderr
+
+
+def test_the_attempts_of_each_side_are_read_once(tmp_path, record_run, monkeypatch):
+    runs = [
+        record_run(tmp_path / "a", [[0.9], [0.9, 0.1], [0.0]]),
+        record_run(tmp_path / "b", [[0.9], [0.0]]),
+    ]
+    summaries = [summary_of_phase(run, "after") for run in runs]
+    read, select = [], AttemptLog._select
+
+    def noted(self, columns, order, limit, *rest):
+        if limit is None and not columns.startswith("DISTINCT"):
+            read.append(self.path)
+        return select(self, columns, order, limit, *rest)
+
+    monkeypatch.setattr(AttemptLog, "_select", noted)
+    found = compare_runs(*runs)
+    assert [found.a.summary, found.b.summary] == summaries
+    assert read == [run / "attempts.jsonl" for run in runs]
 
 
 def test_seeds_in_folders_of_the_same_name_must_be_judged_alike(tmp_path, record_run):

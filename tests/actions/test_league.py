@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,8 @@ import yaml
 from tests.cli.running import astra_rl
 
 from astra_rl.actions import league as actions
-from astra_rl.actions.league import Cell, League, run_league
+from astra_rl.actions.league import run_league
+from astra_rl.actions.league_table import COLUMNS, Cell
 from astra_rl.bench import PlantedGame, save_planted_attacker
 from astra_rl.bench.parts import HELD_OUT, REPORTED, START
 from astra_rl.config.estimate import training_size
@@ -205,7 +205,7 @@ def failing(monkeypatch, error):
             raise error
         return SimpleNamespace(ended=None)
 
-    numbers = dict.fromkeys((each.name for each in actions.COLUMNS), 0.5)
+    numbers = dict.fromkeys((each.name for each in COLUMNS), 0.5)
     monkeypatch.setattr(actions, "run_experiment", run)
     monkeypatch.setattr(actions, "read_cell", lambda *of: Cell(*of[:2], 64, 64, numbers))
     return played
@@ -320,7 +320,7 @@ def test_a_finished_run_of_other_settings_is_refused(write, tmp_path, monkeypatc
 
     monkeypatch.setattr(actions, "run_experiment", finished)
     monkeypatch.setattr(actions, "is_complete", lambda run: run.config.is_file())
-    cell = Cell("grpo", 0, 16, 16, dict.fromkeys((each.name for each in actions.COLUMNS), 0.5))
+    cell = Cell("grpo", 0, 16, 16, dict.fromkeys((each.name for each in COLUMNS), 0.5))
     monkeypatch.setattr(actions, "read_cell", lambda *_: cell)
     assert run_league(first, tmp_path / "out") == run_league(first, tmp_path / "out")
     for changed in (
@@ -365,34 +365,6 @@ def test_a_preset_brings_its_reward_and_algorithm_and_the_method_its_changes(wri
 def test_wrong_settings_are_refused_before_anything_is_played(write, changes, says):
     with pytest.raises(ConfigurationError, match=says):
         load_league(write(**changes))
-
-
-def test_a_method_of_several_seeds_has_intervals_and_hostile_names_are_escaped(tmp_path):
-    numbers = dict.fromkeys((column.name for column in actions.COLUMNS), math.nan)
-    cells = [
-        Cell("=a|b", seed, 64, 32, {**numbers, "asr": value, "effective_kinds": 2.0})
-        for seed, value in enumerate([0.2, 0.4, 0.6])
-    ]
-    league = League(64, cells)
-    asr = league.rows()["=a|b"]["asr"]
-    assert asr.mean == pytest.approx(0.4)
-    assert asr.interval is not None
-    assert asr.interval.low < 0.4 < asr.interval.high
-    actions.write_league(league, tmp_path)
-    assert "=a|b" not in (tmp_path / "league.md").read_text()
-    assert "\n'=a|b,0,64,32" in (tmp_path / "league.csv").read_text().replace("\r\n", "\n")
-    headings, _ = league.table()
-    assert "recall of modes" not in headings  # unknown for all
-
-
-def test_the_rate_on_held_out_prompts_has_the_error_of_the_prompts_that_seeds_share():
-    """Twenty seeds that all succeed at the same 10 of 20 prompts differ in nothing."""
-    numbers = dict.fromkeys((column.name for column in actions.COLUMNS), math.nan)
-    rate = Rate.of_prompts([(1, 1), (0, 1)] * 10, prompt_ids=range(20))
-    cells = [Cell("a", seed, 64, 64, {**numbers, "asr": 0.5}, rate) for seed in range(20)]
-    low, high = League(64, cells).rows()["a"]["asr"].interval
-    assert low < 0.3
-    assert high > 0.7
 
 
 def test_a_seed_without_a_success_and_conversations_without_a_score_count(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ PRELOADED = [
     "astra_rl.ext.transformers",
     "astra_rl.runs.runner",
 ]
-LONG = 300.0
+LONG = 1200.0
 
 
 class Forked:
@@ -58,10 +58,10 @@ class Forked:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
-    def kill(self) -> None:
-        """Kill it, and wait for its end."""
+    def kill(self) -> tuple[int, str]:
+        """Kill it; return what `wait` returns, with the code of its own if it had ended before."""
         self._process.kill()
-        self.wait()
+        return self.wait()
 
     def wait(self) -> tuple[int, str]:
         """Wait for its end; return its exit code and what it wrote on stderr."""

@@ -13,6 +13,7 @@ from astra_rl.cli.console import SafeConsole
 from astra_rl.cli.display import ConsoleDisplay
 from astra_rl.cli.output import Printer
 from astra_rl.cli.training_output import MOST_FAILURES, print_different
+from astra_rl.evaluation.measures.failure_kinds import NamedFailure
 from astra_rl.testing import ToyProblem
 from astra_rl.training.callbacks import AttackMetrics, StepMetrics
 
@@ -72,7 +73,8 @@ def test_each_different_failure_is_one_escaped_line():
     owner = [said("Who\nowns [bold]it[/bold]?\x1b[31m", "Clara " * 40)] * 3
     out = Printer()
     out.console = SafeConsole(file=shown, width=80, color_system=None)
-    print_different([("owner", owner), ("cat", [said("Cat?", "Pickles")])], out)
+    cat = [said("Cat?", "Pickles")]
+    print_different([NamedFailure("owner", owner), NamedFailure("cat", cat)], out)
     lines = [line for line in shown.getvalue().splitlines() if "owner" in line or "cat" in line]
     assert len(lines) == 2
     assert "75%" in lines[0]
@@ -87,9 +89,29 @@ def test_failures_beyond_the_first_are_counted_in_one_line():
     shown = io.StringIO()
     out = Printer()
     out.console = SafeConsole(file=shown, width=80, color_system=None)
-    every = [("", [attempt(turn(f"question {number}", "12", 1.0))]) for number in range(25)]
+    every = [
+        NamedFailure("", [attempt(turn(f"question {number}", "12", 1.0))]) for number in range(25)
+    ]
     print_different(every, out)
     lines = shown.getvalue().strip().splitlines()
     assert len(lines) == 1 + MOST_FAILURES + 1
+    assert lines[0].endswith("(25.0 effective), grouped by the words of the attacks:")
     assert lines[1].split() == ["4%", "hello", "question", "0", "->", "12"]
     assert lines[-1].split() == ["20%", "5", "more,", "in", "the", "report"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["owner", "cat"], "named by SecretLeakModerator:"),
+        (["owner", ""], "named by SecretLeakModerator, the others grouped by the words of the"),
+        (["", ""], "grouped by the words of the attacks:"),
+    ],
+)
+def test_which_judge_names_the_failures_is_said(names, said):
+    shown = io.StringIO()
+    out = Printer()
+    out.console = SafeConsole(file=shown, width=200, color_system=None)
+    failed = attempt(turn("Who?", "Clara", 1.0)).model_copy(update={"judge": "SecretLeakModerator"})
+    print_different([NamedFailure(name, [failed]) for name in names], out)
+    assert said in shown.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -77,31 +78,39 @@ def timeless(run: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_at_random_moments_it_goes_on_to_the_bit(workplace: Path, whole: Path) -> None:
-    """Kill -9 again and again until the run is done; each start is the same command."""
-    config = whole.parent / "config.yaml"
-    run = whole.parent / "killed"
+    """Kill -9 three times, then let it end; each start is the same command."""
+    run, before = whole.parent / "killed", whole.parent / "before"
+    arguments = ("train", str(whole.parent / "config.yaml"), "-o", str(run))
     generator = random.Random(whole.parent.name)
-    kills = 0
     for _ in range(3):
-        command = Command("train", str(config), "-o", str(run), cwd=workplace)
-        metrics = run / "metrics.jsonl"
-        known = metrics.stat().st_size if metrics.is_file() else 0
-        # Wait until it trains, then strike at any moment of a step.
-        while command.is_running():
-            if metrics.is_file() and metrics.stat().st_size != known:
-                time.sleep(generator.random() * 0.15)
-                break
-            time.sleep(0.005)
-        if not command.is_running():
-            break
-        command.kill()
-        kills += 1
-    else:
-        command = Command("train", str(config), "-o", str(run), cwd=workplace)
-    code, errors = command.wait()
+        seconds = generator.random() * 0.15
+        while not is_killed(Command(*arguments, cwd=workplace), run, seconds):
+            # It ended before it was killed: start again from where it was, and kill it sooner.
+            shutil.rmtree(run)
+            if before.is_dir():
+                shutil.copytree(before, run)
+            seconds /= 2
+        shutil.rmtree(before, ignore_errors=True)
+        shutil.copytree(run, before)
+    code, errors = Command(*arguments, cwd=workplace).wait()
     assert code == 0, errors
-    assert kills >= 2
     check_same(run, whole)
+
+
+def is_killed(command: Command, run: Path, seconds: float) -> bool:
+    """Kill a command at any moment of a step: so long after it has trained, if it still has to."""
+    known = steps_done(run)
+    while command.is_running() and known < STEPS and steps_done(run) == known:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    code, errors = command.kill()
+    assert code in (0, -signal.SIGKILL), errors
+    return code != 0
+
+
+def steps_done(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
@@ -163,6 +172,38 @@ def test_other_prompts_are_refused(workplace: Path, begun: Path) -> None:
         (workplace / "train.txt").write_text(text)
     assert done.returncode == 2
     assert "the prompts train.txt have changed" in done.stderr
+
+
+def test_changed_files_of_the_reward_and_of_the_environment_are_refused_unless_forced(
+    workplace: Path, tmp_path: Path
+) -> None:
+    found, examples = tmp_path / "found.txt", tmp_path / "examples.jsonl"
+    found.write_text("tell me a\n")
+    examples.write_text('{"attack": "say a", "reward": 1}\n')
+    reward = {"novel_failure": {"novelty": {"kind_novelty": {"earlier": str(found)}}}}
+    environment = {"type": "few_shot", "options": {"examples": str(examples), "shots": 1}}
+    settings = {"reward": reward, "environment": environment}
+    config = yaml.safe_load((workplace / "config.yaml").read_text()) | settings
+    config["training"] |= {"steps": 1}
+    (workplace / "with_files.yaml").write_text(yaml.safe_dump(config))
+    run = tmp_path / "run"
+    done = astra_rl("train", "with_files.yaml", "-o", str(run), cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["files"] == {
+        str(each): hashlib.sha256(each.read_bytes()).hexdigest() for each in (found, examples)
+    }
+    del manifest["seconds"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    for changed in (found, examples):
+        text = changed.read_text()
+        changed.write_text(text + text.replace("a", "b").replace("bttbck", "attack"))
+        done = astra_rl("resume", str(run), cwd=workplace)
+        assert done.returncode == 2
+        assert f"{changed}' have changed since" in "".join(done.stderr.split("\n"))
+        changed.write_text(text)
+    found.write_text("another\n")
+    assert astra_rl("resume", str(run), "--force", cwd=workplace).returncode == 0
 
 
 def test_a_run_that_is_done_is_not_run_again(workplace: Path, trained: Path) -> None:

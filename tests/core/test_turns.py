@@ -263,11 +263,12 @@ def test_a_moderator_with_a_time_limit_waits_without_the_turn_and_its_late_end_c
                     ends.wait(PATIENCE)
             return [0.5] * len(x)
 
-    moderator = FaultTolerantModerator(Endpoint(), time_limit=0.2)
+    moderator = FaultTolerantModerator(Endpoint(), time_limit=PATIENCE)
     turns, scores = Turns(), []
 
     def play():
         scores.extend(moderator.moderate(["a"]))
+        moderator.time_limit = 0.2
         scores.extend(moderator.moderate(["b"]))
 
     with taking_turns(turns):

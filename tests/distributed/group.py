@@ -5,13 +5,15 @@ They are forked once from a server that has imported everything.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from tests.ports import reserved_port
 
 PRELOADED = [
     "tests.distributed.cases",
@@ -21,7 +23,7 @@ PRELOADED = [
     "astra_rl.runs.runner",
     "astra_rl.runs.processes",
 ]
-LONG = 300.0
+LONG = 1200.0
 
 
 class Group:
@@ -38,9 +40,8 @@ class Group:
         self.is_closed = False
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self._reserved = contextlib.ExitStack()
+        port = self._reserved.enter_context(reserved_port())
         self._pipes, self.processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
@@ -72,6 +73,7 @@ class Group:
             if process.is_alive():
                 process.kill()
                 process.join()
+        self._reserved.close()
 
     def _received(self, pipe: Any) -> tuple[Any, str | None]:
         if not pipe.poll(LONG):

@@ -51,14 +51,14 @@ class Threads(Ranks):
         self.queues[self.rank, to].put(tensor.clone())
 
     def receive(self, tensor: Tensor, source: int) -> None:
-        tensor.copy_(self.queues[source, self.rank].get(timeout=20))
+        tensor.copy_(self.queues[source, self.rank].get(timeout=300))
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> None:
         for to in range(self.size):
             if self.rank == source and to != source:
                 self.queues[source, to].put(tensor.clone())
         if self.rank != source:
-            tensor.copy_(self.queues[source, self.rank].get(timeout=20))
+            tensor.copy_(self.queues[source, self.rank].get(timeout=300))
 
 
 def tree(values: list[float]) -> float:
@@ -88,5 +88,5 @@ def test_the_sum_is_that_of_the_tree_for_any_number_of_processes(count: int, siz
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert found == [tree(values)] * size

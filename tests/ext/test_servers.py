@@ -1,14 +1,17 @@
 """A pool of servers: stand-ins of vLLM's API on loopback, which sample with a model in memory."""
 
+import copy
 import json
 import signal
 import sys
 import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from astra_rl.actions.harden_inputs import check as check_hardening
 from astra_rl.config.experiment import build
@@ -23,7 +26,6 @@ from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.transformers.target_adapters import EngineTarget, LocalTarget
 from astra_rl.ext.vllm import ServerPool, server_sampler
 from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.models.adapters import load_adapter
 from astra_rl.models.engines import engine_logprobs
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
@@ -53,7 +55,6 @@ class Server:
     """One server of vLLM.
 
     Attributes:
-        make: Makes the model that it serves.
         models: Models by name, with their adapters.
         fails: Status of the answers to completions; None answers.
         adapters: Folders by name.
@@ -63,7 +64,7 @@ class Server:
     """
 
     def __init__(self, make):
-        self.make, self.fails, self.adapters, self.requests = make, None, {}, []
+        self.fails, self.adapters, self.requests = None, {}, []
         self.changes, self.loads = lambda reply: reply, True
         self.models = {"served": make().model}
         server = self
@@ -108,7 +109,7 @@ class Server:
 
     def model(self, name):
         if name not in self.models:
-            self.models[name] = load_adapter(self.make().model, self.adapters[name]).eval()
+            self.models[name] = merged(self.models["served"], Path(self.adapters[name]))
         return self.models[name]
 
     @torch.no_grad()
@@ -144,6 +145,23 @@ class Server:
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
+
+
+def merged(base, folder):
+    """A model with an adapter added to its weights.
+
+    peft would draw random numbers and change the warnings of the process, in which another thread
+    may be learning.
+    """
+    model, config = copy.deepcopy(base), json.loads((folder / "adapter_config.json").read_text())
+    weights = load_file(folder / "adapter_model.safetensors")
+    for name, first in weights.items():
+        if ".lora_A." in name:
+            second = weights[name.replace(".lora_A.", ".lora_B.")]
+            place = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
+            change = config["lora_alpha"] / config["r"] * second @ first
+            model.get_submodule(place).weight.data += change
+    return model
 
 
 def make():
@@ -198,18 +216,19 @@ def test_ids_and_log_probabilities_of_prompt_and_text_come_back(servers):
 
 
 def test_siblings_go_to_one_server_and_no_server_gets_more_than_its_share(servers):
-    pool = pool_of(servers)
+    # Of fixed names: a server is chosen by a hash of its address.
+    urls = ["http://one:8000", "http://two:8000", "http://three:8000"]
     prompts = [[2, place, 5] for place in range(5, 17) for _ in range(4)]
-    chosen = pool.assignment(prompts)
+    chosen = ServerPool(urls, "served").assignment(prompts)
     assert all(len(set(chosen[row : row + 4])) == 1 for row in range(0, len(prompts), 4))
     assert max(chosen.count(index) for index in range(3)) <= 4 * 5  # ceil(1.25 * 12 / 3) prompts
     assert set(chosen) == {0, 1, 2}
-    assert chosen == pool_of(servers).assignment(prompts)  # whatever the process
+    assert chosen == ServerPool(urls, "served").assignment(prompts)  # whatever the process
     # With one server less, the prompts of the others mostly stay where they are.
-    fewer = ServerPool([each.url for each in servers[:2]], "served").assignment(prompts)
+    fewer = ServerPool(urls[:2], "served").assignment(prompts)
     stay = [(a, b) for a, b in zip(chosen, fewer, strict=True) if a < 2]
     assert sum(a == b for a, b in stay) >= 0.7 * len(stay)
-    sample(pool, prompts[:12])
+    sample(pool_of(servers), prompts[:12])
     served = [set(map(tuple, each.prompts)) for each in servers]
     assert not served[0] & served[1]
 

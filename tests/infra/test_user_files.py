@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -18,7 +19,7 @@ from astra_rl.evaluation.judges.labels import read_labels
 from astra_rl.evaluation.show.exports.preferences import SafeReplies
 from astra_rl.evaluation.show.exports.regression import RegressionSuite
 from astra_rl.infra import user_files
-from astra_rl.infra.user_files import read_user_file, read_user_text, user_path
+from astra_rl.infra.user_files import noting_files, read_user_file, read_user_text, user_path
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 
@@ -79,6 +80,21 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(load_rows("~/prompts.txt").rows) == 1
     with pytest.raises(ConfigurationError, match=r"cannot expand '~no-such-user/x'"):
         user_path("~no-such-user/x")
+
+
+def test_files_are_noted_inside_the_block_only(tmp_path: Path) -> None:
+    first, last = tmp_path / "first", tmp_path / "last"
+    first.write_text("hello")
+    last.write_text("more")
+    with noting_files() as outer:
+        assert read_user_text(first) == "hello"
+        with noting_files() as inner:
+            read_user_text(last)
+        with pytest.raises(OSError, match="missing"):
+            read_user_file(tmp_path / "missing")
+    read_user_text(last)
+    assert outer == {str(first): hashlib.sha256(b"hello").hexdigest()}
+    assert inner == {str(last): hashlib.sha256(b"more").hexdigest()}
 
 
 def test_a_shell_that_does_not_expand_a_path(

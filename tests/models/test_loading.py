@@ -289,6 +289,22 @@ def test_auto_takes_the_dtype_that_was_measured_to_be_faster(half, chosen, monke
     assert fastest_dtype._kept(kept) is None
 
 
+def test_of_two_processes_that_measure_at_once_both_take_what_the_first_found(
+    monkeypatch, new_cache
+):
+    found = {torch.float32: 1.0, torch.bfloat16: 1.0}
+
+    def seconds(dtype):
+        if found[torch.bfloat16] == 1.0:  # the other process ends first, and finds the opposite
+            found[torch.bfloat16] = 0.1
+            assert fastest_dtype.fastest_cpu_dtype.__wrapped__() == torch.bfloat16
+            found[torch.bfloat16] = 2.0
+        return found[dtype]
+
+    monkeypatch.setattr(fastest_dtype, "_product_seconds", seconds)
+    assert fastest_dtype.fastest_cpu_dtype() == torch.bfloat16
+
+
 def test_without_a_cache_folder_the_faster_dtype_is_measured(monkeypatch, new_cache):
     new_cache.write_text("not a folder")
     monkeypatch.setattr(fastest_dtype, "_product_seconds", lambda dtype: 1.0)

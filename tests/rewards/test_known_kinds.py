@@ -247,3 +247,28 @@ def test_names_with_the_same_words_are_different_failures_and_no_name_is_an_atta
 def test_a_rule_that_names_no_failures_is_refused():
     with pytest.raises(ConfigurationError, match="invented_number, secret_leak"):
         NamedNovelty("refusal")
+
+
+def invented(term, *attacks):
+    """An experience in which each of these attacks made the target invent a number."""
+    nodes = [Node("", attack, "30 feet.", 0.0, []) for attack in attacks]
+    for node in nodes:
+        node.reward_terms = {RESPONSE_HARM: 1.0, term.name: 1.0}
+    return [Graph("", nodes)]
+
+
+def test_a_rule_of_another_failure_is_warned_of_once(make_models, caplog):
+    term, models = NamedNovelty("secret_leak"), make_models()
+    term.observe(models, experience(term, [], failures=["How far?"]))
+    assert caplog.text == ""
+    for _ in range(2):
+        term.observe(models, invented(term, "How long?", "How far?"))
+    (said,) = caplog.messages
+    assert "the rule secret_leak named none of the first 2 successes" in said
+    assert "by the words of the attacks" in said
+
+
+def test_a_rule_that_names_a_success_is_not_warned_of(make_models, caplog):
+    term, models = NamedNovelty("invented_number"), make_models()
+    term.observe(models, [*invented(term, "How long?"), *experience(term, ["no number"])])
+    assert caplog.text == ""

@@ -8,13 +8,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+from tests.hostile_lines import LINE, changed_lines
 from tests.runs.test_attempt_log import attempt, write
 
 import astra_rl.runs.attempt_index as record_index
-from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attempt import Attempt, SchemaTooNewError
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.runs import index_seal, verified_logs
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
@@ -597,3 +602,33 @@ def test_an_index_of_ones_own_is_not_made_again(path, monkeypatch):
     with AttemptLog(path) as log:
         assert len(log) == 3
         assert log.health.unreadable == 1
+
+
+@settings(
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # of small batches
+)
+@given(st.lists(changed_lines().filter(lambda line: "\n" not in line), max_size=12))
+@example([LINE.replace("-3.5", "-0.0")])  # SQLite has no negative zero
+@example([LINE.replace("0.25", "-0.0"), LINE.replace('"utility": 1.0', '"utility": -0.0')])
+def test_the_index_of_any_lines_has_what_they_say_and_is_verified(lines):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "attempts.jsonl"
+        path.write_bytes(b"".join(line.encode("utf-8", "surrogatepass") + b"\n" for line in lines))
+        expected, unreadable = {}, 0
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                made = Attempt.from_json(line)
+            except SchemaTooNewError:
+                assume(False)
+            except ConfigurationError:
+                unreadable += 1
+            else:
+                expected.pop(made.id, None)
+                expected[made.id] = made
+        with AttemptLog(path) as log:
+            assert log.health.unreadable == unreadable
+            assert list(log) == list(expected.values())
+            assert list(log.rows()) == [each.row for each in expected.values()]
+        with contextlib.closing(sqlite3.connect(index_of(path))) as index:
+            assert index_seal.is_derived_from(path, index, record_index._schema())

@@ -83,6 +83,15 @@ def test_a_reader_filters_and_orders_without_reading_texts(path):
                 list(log.rows(**wrong))
 
 
+def test_the_different_values_of_fields_are_those_of_the_rows(path):
+    write(path, [attempt(0, 0.6), attempt(1, 0.9), attempt(2, 0.1, target="u"), attempt(3, 0.2)])
+    with AttemptLog(path) as log:
+        assert log.distinct("target") == {("t",), ("u",)}
+        found = {(row.target, row.outcome.value, row.threshold) for row in log.rows()}
+        assert log.distinct("target", "outcome", "threshold") == found
+        assert log.distinct("outcome", target="u") == {("failure",)}
+
+
 @pytest.mark.parametrize("order", ["score", "logprob"])
 @given(
     st.lists(

@@ -210,7 +210,7 @@ def test_a_rater_labels_with_the_keyboard_and_hostile_text_stays_text(
             log.append(attempt(turn(text, text, 0.9), opening=text, prompt_id=f"h{at}"))
     context = browser.new_context()
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(300_000)
     faults: list[str] = []
     page.on("console", lambda message: faults.append(message.text))
     page.on("pageerror", lambda error: faults.append(str(error)))

@@ -19,6 +19,7 @@ from astra_rl.runs.provenance import git_revision, versions
 from astra_rl.runs.resume import (
     check_can_run_in,
     check_machine,
+    check_same_files,
     check_same_prompts,
     check_same_run,
     check_versions,
@@ -87,6 +88,16 @@ def test_prompts_that_changed_came_or_went_are_refused(folder, now):
     check_same_prompts(prompts, folder)
     with pytest.raises(ConfigurationError, match="have changed since"):
         check_same_prompts(now, folder)
+
+
+def test_files_that_changed_are_refused_and_a_run_that_names_none_is_not(folder):
+    check_same_files({"a": "1"}, folder)
+    folder.write_json(folder.manifest, {"schema_version": 1})
+    check_same_files({"a": "1"}, folder)
+    folder.write_json(folder.manifest, {"schema_version": 1, "files": {"a": "1", "b": "1"}})
+    check_same_files({"a": "1"}, folder)
+    with pytest.raises(ConfigurationError, match="the files 'b' have changed since"):
+        check_same_files({"a": "1", "b": "2"}, folder)
 
 
 def test_other_versions_are_said(caplog):

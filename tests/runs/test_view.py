@@ -280,9 +280,11 @@ def test_what_is_no_request_harms_nobody_and_prints_nothing(
 
 
 def test_silent_clients_in_all_places_do_not_block_the_page(
-    folder: RunFolder, drawing: Drawing
+    folder: RunFolder, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would be disconnected after ten seconds, and come again."""
+    """They would be disconnected after a time, and come again; here that is later than the test."""
+    monkeypatch.setattr(viewing, "CONNECTION_TIMEOUT", 600.0)
+    monkeypatch.setattr(viewing._Handler, "timeout", 600.0)
     with (
         serving(LivePage(folder, drawing)) as server,
         contextlib.ExitStack() as clients,
@@ -349,12 +351,13 @@ def test_clients_that_send_a_byte_at_a_time_lose_their_places(
     folder: RunFolder, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every byte would start a timeout of the socket anew."""
-    monkeypatch.setattr(viewing, "CONNECTION_TIMEOUT", 0.5)
     with serving(LivePage(folder, drawing)) as server, contextlib.ExitStack() as clients:
         address = server.server_address[:2]
-        slow = clients.enter_context(socket.create_connection(address, timeout=60))
-        with pytest.raises(ConnectionError):
-            _send_slowly(slow, seconds=60)
+        with monkeypatch.context() as patched:
+            patched.setattr(viewing, "CONNECTION_TIMEOUT", 0.5)
+            slow = clients.enter_context(socket.create_connection(address, timeout=60))
+            with pytest.raises(ConnectionError):
+                _send_slowly(slow, seconds=60)
         assert ask(server)[0].status == 200
 
 
@@ -441,7 +444,7 @@ def test_the_command_serves_until_it_is_interrupted(begun: Path, tmp_path: Path)
         if command.is_running():
             command.kill()
     assert code == 0
-    # On a busy machine the command says that it is still loading libraries.
-    assert [line for line in errors.splitlines() if "loading libraries" not in line] == []
+    # On a busy machine the command says what it is doing, and for how long: "loading (3 s)".
+    assert [line for line in errors.splitlines() if not re.search(r"\(\d+ s\)$", line)] == []
     assert "stopped" in output.read_text("utf-8")
     assert {path: path.read_bytes() for path in begun.rglob("*")} == before

@@ -60,7 +60,7 @@ class Reader:
     def __init__(self, browser: Any) -> None:
         self.context = browser.new_context(viewport={"width": 1200, "height": 800})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(300_000)
         self.page.clock.install()
         self.faults: list[str] = []
         self.requests: set[str] = set()
@@ -140,6 +140,7 @@ def test_another_site_can_neither_frame_nor_read_it(
     browser: Any, server: PageServer, elsewhere: str
 ) -> None:
     page = browser.new_context().new_page()
+    page.set_default_timeout(300_000)
     with page.expect_response(server.address) as refused:
         page.goto(elsewhere)
     assert refused.value.status == 403

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from tests.endpoint import FAST, Endpoint, Fault, error, judging, said, serving
@@ -21,6 +22,14 @@ TEXTS = [f"question {number}" for number in range(40)]
 
 
 @pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time by which servers are drained; it stands still."""
+    now = [0.0]
+    monkeypatch.setattr("astra_rl.targets.servers.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.fixture
 def pair() -> Iterator[tuple[Endpoint, Endpoint]]:
     with serving() as one, serving() as other:
         yield one, other
@@ -34,11 +43,13 @@ def test_calls_are_spread_over_the_servers_and_equal_ones_have_the_same(
     pair: tuple[Endpoint, Endpoint],
 ) -> None:
     target = pool(*pair)
-    assert target.respond(TEXTS) == [f"you said {text}" for text in TEXTS]
+    texts = [f"question {number}" for number in range(160)]
+    assert target.respond(texts) == [f"you said {text}" for text in texts]
     asked = [{said(body) for *_, body in each.requests} for each in pair]
-    assert all(len(each) >= 10 for each in asked)
-    assert asked[0] | asked[1] == set(TEXTS)
-    target.respond(TEXTS)
+    # Which server has a text depends on its port: this fails for one pair of ports in 10**10.
+    assert all(len(each) >= 40 for each in asked)
+    assert asked[0] | asked[1] == set(texts)
+    target.respond(texts)
     assert [{said(body) for *_, body in each.requests} for each in pair] == asked
 
 
@@ -46,21 +57,22 @@ def test_calls_are_spread_over_the_servers_and_equal_ones_have_the_same(
     "fault", [error(404), error(401), error(503, retry_after="30"), Fault(reset=True)]
 )
 def test_a_server_that_fails_is_drained_and_the_others_answer(
-    fault: Fault, pair: tuple[Endpoint, Endpoint]
+    fault: Fault, pair: tuple[Endpoint, Endpoint], clock: list[float]
 ) -> None:
     pair[0].fault = lambda number: fault
     ledger = Ledger()
     with ledger.charging():
-        found = pool(*pair, concurrency=4, first_wait=0.3).respond(TEXTS)
+        found = pool(*pair, concurrency=4).respond(TEXTS)
     assert found == [f"you said {text}" for text in TEXTS]
-    assert len(pair[0].requests) <= 12  # those in flight when it failed, and few later ones
+    assert len(pair[0].requests) <= 4  # those in flight when it failed
     assert len(pair[1].answered) == len(TEXTS)
     assert ledger.total().requests == sum(len(each.requests) for each in pair)
 
 
 def test_a_server_that_does_not_answer_is_drained(pair: tuple[Endpoint, Endpoint]) -> None:
     pair[0].fault = lambda number: Fault(wait=30.0)
-    found = pool(*pair, timeout=3.0, max_tries=2).respond(TEXTS[:6])
+    # More tries than its two servers need, for a machine that stands still for seconds.
+    found = pool(*pair, timeout=3.0, max_tries=8).respond(TEXTS[:6])
     assert found == [f"you said {text}" for text in TEXTS[:6]]
 
 
@@ -112,8 +124,8 @@ def test_a_judge_is_served_by_a_pool(pair: tuple[Endpoint, Endpoint]) -> None:
         each.reply = judging(lambda body: "fine")
     pair[1].faults = [error(503)]
     judge = LLMJudgeModerator(pool(*pair))
-    scores = judge.moderate([Exchange("state", f"attack {n}", "reply") for n in range(20)])
-    assert scores == [0.3] * 20
+    scores = judge.moderate([Exchange("state", f"attack {n}", "reply") for n in range(80)])
+    assert scores == [0.3] * 80
     assert all(each.answered for each in pair)
 
 
@@ -126,13 +138,11 @@ def test_servers_that_are_none_or_there_twice_are_refused() -> None:
         OpenAITarget("m", base_url=[one, None])  # type: ignore[list-item]
 
 
-def test_a_server_that_is_down_for_days_stays_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_down_for_days_stays_drained(clock: list[float]) -> None:
     """Its failures are more than the exponents of a float."""
-    now = [0.0]
-    monkeypatch.setattr("astra_rl.targets.servers.time.monotonic", lambda: now[0])
     servers = Servers(["one", "other"], first_wait=1.0)
     for _ in range(1100):
-        now[0] += 61.0
+        clock[0] += 61.0
         assert servers.failed(0, CallError("down", retryable=True)).retryable
     assert {servers.choose(text) for text in TEXTS} == {1}
 

@@ -263,7 +263,7 @@ def test_a_function_that_hangs_is_given_up() -> None:
         released.wait(60 if text == "hang" else 0)
         return text
 
-    target = CallableTarget(hang, calls={"timeout": 1, "max_tries": 1})
+    target = CallableTarget(hang, calls={"timeout": 5, "max_tries": 1})
     hung, answered = target.respond(["hang", "hello"])
     released.set()
     assert isinstance(hung, NoReply)

@@ -14,6 +14,7 @@ from astra_rl.errors import (
     ConfigurationError,
     EndpointError,
     NonFiniteLossError,
+    StorageError,
     TrainingError,
 )
 from astra_rl.rewards.base import RESPONSE_HARM
@@ -491,6 +492,82 @@ def test_a_callback_that_fails_after_a_failure_does_not_hide_it(caplog):
         trainer_of(Fails(), hears, Ends()).train()
     assert hears.heard == "first"
     assert "RuntimeError: second" in caplog.text
+
+
+class Closes(TrainerCallback):
+    """Counts how often it is closed."""
+
+    closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
+EVENTS = ("on_train_begin", "on_step_begin", "on_experience", "on_step_end", "on_train_end")
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), ConfigurationError("refused"), TrainingError("no reward"),
+              EndpointError("it does not answer"), KeyboardInterrupt()], ids=repr
+)  # fmt: skip
+def test_callbacks_are_closed_once_whatever_ends_the_training(event, error):
+    def fails(*arguments):
+        raise error
+
+    failing, first, last = TrainerCallback(), Closes(), Closes()
+    setattr(failing, event, fails)
+    with pytest.raises(type(error)):
+        trainer_of(first, failing, last).train()
+    assert (first.closed, last.closed) == (1, 1)
+
+
+def test_callbacks_are_closed_after_the_training_and_after_a_stop():
+    closes = Closes()
+    trainer_of(closes, steps=1).train()
+    assert closes.closed == 1
+    stopped = trainer_of(closes, steps=1)
+    stopped.should_stop = True
+    stopped.train()
+    assert closes.closed == 2
+
+
+def test_a_tracker_is_closed_by_an_error_that_the_trainer_does_not_know():
+    class Refuses(TrainerCallback):
+        def on_step_begin(self, trainer, step):
+            if step == 2:
+                raise ConfigurationError("refused")
+
+    class Closed(HistoryTracker):
+        is_closed = False
+
+        def close(self):
+            self.is_closed = True
+
+    tracker = Closed()
+    with pytest.raises(ConfigurationError, match="refused"):
+        trainer_of(Tracking(tracker), Refuses()).train()
+    assert tracker.is_closed
+    assert [row["step"] for row in tracker.rows] == [1]
+
+
+def test_a_callback_that_cannot_be_closed_stops_no_other_from_being_closed(caplog):
+    class Full(TrainerCallback):
+        def close(self):
+            raise StorageError("the disk is full")
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, trainer, step, logs):
+            raise TrainingError("why it ended")
+
+    closes = Closes()
+    with pytest.raises(TrainingError, match="why it ended"):
+        trainer_of(Full(), closes, Ends()).train()
+    assert closes.closed == 1
+    assert "StorageError: the disk is full" in caplog.text
+    with pytest.raises(StorageError, match="the disk is full"):
+        trainer_of(Full(), closes, steps=1).train()
+    assert closes.closed == 2
 
 
 @pytest.mark.parametrize("signals", [(), (2,), (1, 3), (2, 3, 5)])

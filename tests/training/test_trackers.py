@@ -10,7 +10,7 @@ import yaml
 from tests.cli.running import astra_rl
 
 from astra_rl.config.loading import parse_config
-from astra_rl.errors import MissingDependencyError
+from astra_rl.errors import ConfigurationError, MissingDependencyError
 from astra_rl.testing import tiny_model
 from astra_rl.training import trackers
 from astra_rl.training.trackers import (
@@ -20,6 +20,7 @@ from astra_rl.training.trackers import (
     MultiTracker,
     NullTracker,
     Tracker,
+    closed_on_error,
     make_tracker,
 )
 
@@ -61,6 +62,53 @@ def test_several_trackers_get_the_same():
     both.log({"loss": 1.0}, 1)
     both.close()
     assert first.rows == second.rows == [{"step": 1.0, "loss": 1.0}]
+
+
+class Closing(HistoryTracker):
+    """Keeps whether it is closed."""
+
+    is_closed = False
+
+    def close(self):
+        self.is_closed = True
+
+
+class Broken(HistoryTracker):
+    """Cannot be closed."""
+
+    def close(self):
+        raise OSError("no connection")
+
+
+def test_a_tracker_that_cannot_be_closed_leaves_no_other_open():
+    first, last = Closing(), Closing()
+    with pytest.raises(OSError, match="no connection"):
+        MultiTracker([first, Broken(), last]).close()
+    assert first.is_closed
+    assert last.is_closed
+
+
+def test_trackers_stay_open_unless_the_block_raises():
+    tracker = Closing()
+    with closed_on_error([tracker]) as several:
+        several.log({"loss": 1.0}, 1)
+    assert tracker.rows == [{"step": 1.0, "loss": 1.0}]
+    assert not tracker.is_closed
+    with pytest.raises(KeyboardInterrupt), closed_on_error([tracker]):
+        raise KeyboardInterrupt
+    assert tracker.is_closed
+
+
+def test_a_tracker_that_cannot_be_made_leaves_no_other_open():
+    tracker = Closing()
+
+    def made():
+        yield tracker
+        raise ConfigurationError("no such project")
+
+    with pytest.raises(ConfigurationError, match="no such project"), closed_on_error(made()):
+        pass
+    assert tracker.is_closed
 
 
 @pytest.mark.parametrize(

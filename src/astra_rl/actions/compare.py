@@ -22,7 +22,7 @@ from astra_rl.evaluation.measures.comparisons import (
     joined,
     side_of,
 )
-from astra_rl.evaluation.measures.summary import Summary
+from astra_rl.evaluation.measures.summary import Summary, SummaryTally
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
@@ -35,6 +35,8 @@ MOST_LISTED = 1000
 """Maximum number of listed attempts that succeeded on one side only."""
 Rule = tuple[str, str, float]
 """Judge, its settings and threshold."""
+_RULE = ("judge", "judge_id", "threshold")
+"""Fields of a `Rule`."""
 
 
 @dataclass(frozen=True)
@@ -124,30 +126,32 @@ def compare_runs(
     phase_b = phase if phase_b is None else phase_b
     folders = open_run_folder(run_a), open_run_folder(run_b)
     with Recorded(folders[0], phase) as a, Recorded(folders[1], phase_b) as b:
-        sides = _Read(a), _Read(b)
         parts = [
             f"{folder.path.resolve().name} {each}"
             for folder, each in zip(folders, (phase, phase_b), strict=True)
         ]
         # Folders of two checkouts often have the same name, so the sides are told apart by letter.
         name_a, name_b = f"A ({parts[0]})", f"B ({parts[1]})"
-        check_judged_alike([(name_a, sides[0].rules), (name_b, sides[1].rules)])
-        _check_not_selected(sides[0].replays, sides[1].replays)
+        check_judged_alike([(name_a, a.distinct(*_RULE)), (name_b, b.distinct(*_RULE))])
+        _check_not_selected(_replays(a), _replays(b))
         if a.sequential and b.sequential:
             _check_same_order(a, b)
         sequential = a.sequential or b.sequential
         pairs, categories = PairTally(sequential=sequential), CategoryTally(sequential=sequential)
-        only = _First(), _First()
+        tallies, only = (SummaryTally(), SummaryTally()), (_First(), _First())
         for of_a, of_b in _joined(a, b):
             rows_a, rows_b = [each.row for each in of_a], [each.row for each in of_b]
             side_a, side_b = side_of(rows_a, FIRST), side_of(rows_b, SECOND)
             pairs.add(side_a, side_b)
             categories.add(rows_a, rows_b)
+            for tally, rows in zip(tallies, (rows_a, rows_b), strict=True):
+                if rows:
+                    tally.add(rows)
             only[0].add(of_a, side_b)
             only[1].add(of_b, side_a)
         return Comparison(
-            Side(name_a, a.summary()),
-            Side(name_b, b.summary()),
+            Side(name_a, tallies[0].result(planned=a.planned, sequential=a.sequential)),
+            Side(name_b, tallies[1].result(planned=b.planned, sequential=b.sequential)),
             pairs.result(),
             categories.result(),
             only[0].read(a),
@@ -163,21 +167,9 @@ def _place(folder: RunFolder) -> str:
     return f"{zlib.crc32(os.fsencode(folder.path.resolve())):08x}"
 
 
-class _Read:
-    """What the rows of one side say, read row by row.
-
-    Attributes:
-        rules: Judge, its settings and threshold, of all attempts.
-        replays: Phases that are replays of failures.
-    """
-
-    def __init__(self, side: Recorded) -> None:
-        self.rules: set[Rule] = set()
-        self.replays: set[str] = set()
-        for row in side.rows():
-            self.rules.add(rule_of(row))
-            if row.phase.startswith(REPLAY_OF_FAILURES):
-                self.replays.add(row.phase)
+def _replays(side: Recorded) -> set[str]:
+    """Return the phases of a side that are replays of failures."""
+    return {phase for (phase,) in side.distinct("phase") if phase.startswith(REPLAY_OF_FAILURES)}
 
 
 def _joined(

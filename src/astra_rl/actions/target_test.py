@@ -16,6 +16,7 @@ from astra_rl.errors import BudgetEndedError, ConfigurationError
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.redaction import redact_message
+from astra_rl.infra.user_files import noting_files
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.methods.prompted_attacker import PromptedAttackerProblem
@@ -35,9 +36,13 @@ from astra_rl.runs.provenance import PROMPTS, labels_of, manifest, name_of
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.result import RunResult
-from astra_rl.runs.resume import check_same_prompts, check_same_run, resumable_errors
+from astra_rl.runs.resume import (
+    check_same_files,
+    check_same_prompts,
+    check_same_run,
+    resumable_errors,
+)
 from astra_rl.runs.spending import budget_ended, charged
-from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger
 
 PHASE = "after"
@@ -111,13 +116,18 @@ def _play(
     started: datetime,
 ) -> PhaseResult:
     record = _manifest(plan, folder, redact_message(command), started)
+    clock = time.perf_counter()
+    with noting_files() as files:
+        plan.load_deferred()
+        plan.evaluation_judge.load()
+        environment = _environment(plan, sent)
+    record["files"] = {**plan.files, **files}
     if not force:
         check_same_prompts(record["prompts"], folder)
+        check_same_files(record["files"], folder)
     folder.write_json(folder.manifest, record)
-    clock = time.perf_counter()
-    plan.load_deferred()
     plan_attempts(folder, PHASE, plan.planned_conversations)
-    result = _played(plan, log, sent, run=record["run"])
+    result = _played(plan, environment, log, sent, run=record["run"])
     log.flush()
     record["spent"] = current_ledger().as_dict()
     metrics = {**result.metrics, "spent": record["spent"]}
@@ -147,12 +157,15 @@ def _manifest(plan: Plan, folder: RunFolder, command: str, started: datetime) ->
 
 
 def _played(
-    plan: Plan, log: AttemptLog, sent: list[GivenAttack] | None, *, run: str
+    plan: Plan,
+    environment: Environment[str, str],
+    log: AttemptLog,
+    sent: list[GivenAttack] | None,
+    *,
+    run: str,
 ) -> PhaseResult:
     """Play the conversations: the attacker's, or the given attacks."""
-    assert plan.target is not None  # of a plan without a local attacker
     planned, needs = plan.planned_conversations, needed(estimate_test(plan))
-    environment = _environment(plan, plan.target, sent)
     phase = PhaseRun(
         labels_of(plan.record, PHASE, run=run, categories=plan.openings.categories),
         environment.problem,
@@ -169,12 +182,11 @@ def _played(
     )
 
 
-def _environment(
-    plan: Plan, target: Target, sent: list[GivenAttack] | None
-) -> Environment[str, str]:
+def _environment(plan: Plan, sent: list[GivenAttack] | None) -> Environment[str, str]:
     """Return what plays the conversations: the given attacks, or the attacker of the plan."""
+    assert plan.target is not None  # of a plan without a local attacker
     if sent is not None:
-        problem = TargetOnlyProblem(target, plan.evaluation_judge.load())
+        problem = TargetOnlyProblem(plan.target, plan.evaluation_judge.load())
         return GivenAttacks(problem, sent, seed=plan.seed)
     environment: Environment[str, str] = plan.environment(
         prompted_problem(plan), plan.openings.test

@@ -19,6 +19,7 @@ from astra_rl.logging import logger
 
 if TYPE_CHECKING:
     from astra_rl.config.plan import Plan
+    from astra_rl.evaluation.measures.failure_kinds import NamedFailure
     from astra_rl.evaluation.records.attempt import Attempt
     from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
@@ -159,22 +160,21 @@ def _kinds(metrics: Mapping[str, Any]) -> str:
 
 
 def print_failures(folder: RunFolder, out: Printer) -> None:
-    """Print the different failures of a run, by name if the judge has one, else by attack."""
+    """Print the different failures of a run, by name if the judge names them, else by attack."""
     from astra_rl.evaluation.measures.failure_kinds import named_failures
     from astra_rl.runs.attempt_log import AttemptLog
 
     with AttemptLog(folder.attempts) as log:
-        failures = named_failures(log.attempts(phase="after", outcome="success"))
-    found = [(each.name, each.attempts) for each in failures]
+        found = named_failures(log.attempts(phase="after", outcome="success"))
     if found:
         print_different(found, out)
 
 
-def print_different(found: Sequence[tuple[str, Sequence[Attempt]]], out: Printer) -> None:
-    """Print one line for each group of failures: its share, its name and an example.
+def print_different(found: Sequence[NamedFailure], out: Printer) -> None:
+    """Print how failures are grouped, and for each group its share, its name and an example.
 
     Args:
-        found: Name and attempts of each group, the largest first; at least one.
+        found: The groups, the largest first; at least one.
         out: Where to print.
     """
     from astra_rl.evaluation.measures.diversity import effective_number
@@ -186,15 +186,28 @@ def print_different(found: Sequence[tuple[str, Sequence[Attempt]]], out: Printer
         said = (attempt.failing_request, "" if turn is None else turn.response)
         return " -> ".join(shorten(terminal_text(" ".join(text.split())), 60) for text in said)
 
-    sizes = [len(attempts) for _, attempts in found]
+    sizes = [len(each.attempts) for each in found]
     effective = effective_number(sizes).estimate
-    out.line(f"\n{len(found)} different failures were found ({effective:.1f} effective):")
-    width = max(len(name) for name, _ in found)
-    for name, attempts in found[:MOST_FAILURES]:
-        share = format_percent(len(attempts) / sum(sizes))
-        named = f"{terminal_text(name):<{width}}  " if width else ""
-        out.line(f"{share:>6}  {named}{example(attempts[0])}")
+    out.line(
+        f"\n{len(found)} different failures were found ({effective:.1f} effective), "
+        f"{_grouping(found)}:"
+    )
+    width = max(len(each.name) for each in found)
+    for each in found[:MOST_FAILURES]:
+        share = format_percent(len(each.attempts) / sum(sizes))
+        named = f"{terminal_text(each.name):<{width}}  " if width else ""
+        out.line(f"{share:>6}  {named}{example(each.attempts[0])}")
     rest = sizes[MOST_FAILURES:]
     if rest:
         share = format_percent(sum(rest) / sum(sizes))
         out.line(f"{share:>6}  {len(rest)} more, in the report")
+
+
+def _grouping(found: Sequence[NamedFailure]) -> str:
+    """Return the judges that name the groups; those without a name are groups by words."""
+    by_words = "grouped by the words of the attacks"
+    judges = sorted({attempt.judge for each in found if each.name for attempt in each.attempts})
+    if not judges:
+        return by_words
+    rest = "" if all(each.name for each in found) else f", the others {by_words}"
+    return f"named by {' and '.join(judges)}{rest}"

@@ -94,6 +94,7 @@ class Plan:
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
+        files: SHA-256 of each file read for rewards, by its path; see `noting_files`.
     """
 
     record: ConfigRecord
@@ -118,6 +119,7 @@ class Plan:
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]
+    files: Mapping[str, str]
 
     @property
     def trained(self) -> AttackerConfig:

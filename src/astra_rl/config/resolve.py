@@ -30,6 +30,7 @@ from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.user_files import noting_files
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.curriculum import Curriculum
 from astra_rl.moderators.direction import warn_of_direction
@@ -88,15 +89,16 @@ def resolve(
         supplied=1,
         advice=_of_another_type("algorithm", config.algorithm.type),
     )
-    reward = build_reward_part("reward", config.reward, parts)
-    environment = bind_section(
-        "environment",
-        config.environment,
-        parts,
-        base=ASTEnvironment,
-        supplied=2,
-        advice=_of_another_type("environment", config.environment.type),
-    )
+    with noting_files() as files:
+        reward = build_reward_part("reward", config.reward, parts)
+        environment = bind_section(
+            "environment",
+            config.environment,
+            parts,
+            base=ASTEnvironment,
+            supplied=2,
+            advice=_of_another_type("environment", config.environment.type),
+        )
     _check_fits(reward, environment, target=target, attacker=attacker)
     if judging is not None and judging.model is None:
         raise ConfigurationError(
@@ -129,6 +131,7 @@ def resolve(
         endpoints=(*called, *parts.endpoints),
         deferred=tuple(parts.deferred),
         places=parts.places,
+        files=files,
     )
     check_prices(plan.budget, plan.endpoints)
     if config.evaluation.embedder is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import select
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from astra_rl.errors import ConfigurationError
@@ -17,6 +21,7 @@ MOST_STREAMED_BYTES = 256_000_000
 SILENCE = 60.0
 """Most seconds to wait for the next bytes of a pipe."""
 _CHUNK = 1 << 16
+_noted: ContextVar[dict[str, str] | None] = ContextVar("noted_files", default=None)
 
 
 def user_path(path: str | Path) -> Path:
@@ -43,7 +48,28 @@ def read_user_file(path: str | Path) -> bytes:
             pipe or device has more than `MOST_STREAMED_BYTES` bytes.
         ConfigurationError: There is no such home folder.
     """
-    path = user_path(path)
+    data = _read(user_path(path))
+    noted = _noted.get()
+    if noted is not None:
+        noted[str(path)] = hashlib.sha256(data).hexdigest()
+    return data
+
+
+@contextmanager
+def noting_files() -> Iterator[dict[str, str]]:
+    """Yield the SHA-256 of each file that `read_user_file` reads inside the block.
+
+    The names are the paths as they are given. Files that other threads read are not noted.
+    """
+    noted: dict[str, str] = {}
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def _read(path: Path) -> bytes:
     kind = path.stat().st_mode
     if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
         return path.read_bytes()

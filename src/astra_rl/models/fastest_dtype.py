@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from astra_rl.errors import AstraError
-from astra_rl.infra.jsonio import parse_json, write_json
+from astra_rl.infra.first_use import stored_once
+from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.storage import cache_dir
 from astra_rl.logging import logger
 
@@ -43,9 +44,12 @@ def fastest_cpu_dtype() -> torch.dtype:
     if (known := _kept(path)) is not None:
         return known
     dtype = measured()
-    with contextlib.suppress(AstraError, OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json({"dtype": str(dtype).removeprefix("torch.")}, path)
+    record = json_line({"dtype": str(dtype).removeprefix("torch.")}).encode()
+    with contextlib.suppress(OSError):
+        if _kept(path) is None:  # damaged
+            path.unlink(missing_ok=True)
+        if stored_once(path, record) != record:  # another process measured at the same time
+            return _kept(path) or dtype
     return dtype
 
 

@@ -214,24 +214,27 @@ class _Worker:
     def _result(self, task: Callable[[], Any], seconds: float) -> Any:
         future: Future[Any] = Future()
         context, with_gradients = contextvars.copy_context(), torch.is_grad_enabled()
+        deadline = time.monotonic() + seconds
 
         def work() -> None:
             try:
                 with torch.set_grad_enabled(with_gradients):
                     result = context.run(task)
+                if time.monotonic() > deadline:  # the other thread could not run meanwhile
+                    raise TimeoutError(f"no score within {seconds:g} s")
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)
 
-        self._tasks.put(work)
-        try:
-            with _watchdog.watched(seconds):
+        with _watchdog.watched(seconds):  # before the task, which may never let this thread run
+            self._tasks.put(work)
+            try:
                 return future.result(timeout=seconds)
-        except TimeoutError:
-            if future.done():  # the task itself raised one
-                raise
-            raise TimeoutError(f"no score within {seconds:g} s") from None
+            except TimeoutError:
+                if future.done():  # the task itself raised one
+                    raise
+                raise TimeoutError(f"no score within {seconds:g} s") from None
 
     def _work(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from astra_rl.core.word_sets import word_set
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
+from astra_rl.logging import logger
 from astra_rl.moderators.naming import naming_moderator
 from astra_rl.rewards.base import RESPONSE_HARM, RewardModels, RewardTerm, State
 from astra_rl.rewards.embedding import Embedder, UsesVectors, Vectors
@@ -26,6 +27,8 @@ NEW = -1
 """In place of the number of a kind: there is none yet."""
 _EPSILON = 1e-6
 """Rounding error of unit vectors in single precision."""
+_QUOTE = '"'
+"""Around the words that stand for a failure without a name; no name begins with it."""
 
 
 def rarity(known: int, power: float) -> float:
@@ -303,7 +306,8 @@ class NamedNovelty(KindNovelty):
 
     It is `KindNovelty` where a rule names the failures: which of several secrets was revealed, what
     an invented number is of. Two successes are of one kind if their first failure has the same
-    name. Attacks without a named failure are of one kind if they have the same words.
+    name. Attacks without a named failure are of one kind if they have the same words. A warning is
+    logged if the rule names none of the first successes, as the rule of another failure does.
 
     Args:
         rule: Name of a moderator with a method ``failures``, which names the failures of an
@@ -327,11 +331,26 @@ class NamedNovelty(KindNovelty):
         exhausted: int | None = None,
     ) -> None:
         super().__init__(power=power, threshold=threshold, exhausted=exhausted)
-        self._rule = naming_moderator(rule)
+        self._rule_name, self._rule = rule, naming_moderator(rule)
+        self._is_warned = False
+
+    def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
+        """See `KindNovelty.observe`; also warn, once, if no success has a name."""
+        super().observe(models, graphs)
+        kinds = self.kinds.first
+        if kinds and not self._is_warned and all(kind.startswith(_QUOTE) for kind in kinds):
+            self._is_warned = True
+            logger.warning(
+                "named_novelty: the rule %s named none of the first %d successes, so their kinds "
+                "are counted by the words of the attacks. Set rule to the moderator whose failures "
+                "are rewarded, or use kind_novelty.",
+                self._rule_name,
+                sum(self.kinds.counts),
+            )
 
     def text_of(self, exchange: Exchange) -> str:
         """Return the name of the first failure; if there is none, the words of the attack."""
-        unnamed = f'"{" ".join(sorted(word_set(exchange.attack)))}"'  # quoted, as no name is
+        unnamed = f"{_QUOTE}{' '.join(sorted(word_set(exchange.attack)))}{_QUOTE}"
         return well_formed(next(iter(self._rule.failures(exchange)), unnamed))
 
     def _no_kinds(self) -> Kinds:

@@ -323,6 +323,14 @@ class AttemptLog:
                 rows = [NumberedRow(number, _row(tuple(values))) for number, *values in batch]
             yield from rows
 
+    def distinct(self, *fields: str, **equal: str) -> set[tuple[Any, ...]]:
+        """Return the different values that these fields of `AttemptRow` have together.
+
+        See `rows` for the filters. A boolean is an integer, and an outcome a text.
+        """
+        found = self._select(f"DISTINCT {', '.join(fields)}", "sequence", None, 0, equal)
+        return {tuple(values) for batch in found for values in batch}
+
     def attempts(
         self,
         *,

@@ -53,6 +53,7 @@ class Manifest(FileOfARun):
     started: str = ""
     versions: dict[str, str] = {}
     prompts: list[SourceOfPrompts] = []
+    files: dict[str, str] = {}
     seconds: dict[str, Amount] = {}
     continued: list[Resumed] = []
     warnings: list[str] = []

@@ -21,11 +21,19 @@ COLUMNS = ", ".join(AttemptRow._fields)
 
 
 def values_of(row: AttemptRow) -> tuple[Any, ...]:
-    """Return the values of a row as SQLite returns them: without booleans and enumerations."""
-    return tuple(
-        str(value) if isinstance(value, str) else int(value) if isinstance(value, bool) else value
-        for value in row
-    )
+    """Return the values of a row as SQLite returns them.
+
+    It has no booleans, no enumerations and no negative zero.
+    """
+    return tuple(map(_stored, row))
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool):
+        return int(value)
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def seal(start: int, values: tuple[Any, ...], line: bytes) -> bytes:

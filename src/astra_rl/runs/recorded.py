@@ -78,6 +78,10 @@ class Recorded:
         """Yield the attempts without their texts, numbered; see `AttemptLog.numbered`."""
         return self._log.numbered(**self._where, **options)
 
+    def distinct(self, *fields: str) -> set[tuple[Any, ...]]:
+        """Return the different values of fields; see `AttemptLog.distinct`."""
+        return self._log.distinct(*fields, **self._where)
+
     def get(self, key: str) -> Attempt:
         """Read the attempt with this id; see `AttemptLog.get`."""
         return self._log.get(key)

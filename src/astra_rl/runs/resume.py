@@ -242,6 +242,28 @@ def check_same_prompts(now: list[dict[str, Any]], folder: RunFolder) -> None:
         )
 
 
+def check_same_files(now: Mapping[str, str], folder: RunFolder) -> None:
+    """Check that files that parts of a run read have not changed.
+
+    Args:
+        now: SHA-256 of each file, by its path; other files of the run are not checked.
+        folder: Folder of the run.
+
+    Raises:
+        ConfigurationError: One has another checksum.
+    """
+    if not folder.manifest.is_file():
+        return
+    then = folder.read_manifest().get("files", {})
+    changed = [name for name, digest in now.items() if then.get(name, digest) != digest]
+    if changed:
+        raise ConfigurationError(
+            f"the files {', '.join(map(ascii, changed))} have changed since {folder.path} was "
+            "started. Restore them, choose another folder, or resume with the changed ones with "
+            "--force."
+        )
+
+
 def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
     """Return the metrics of the steps up to this one, and remove later ones from the file."""
     if not folder.metrics.is_file():

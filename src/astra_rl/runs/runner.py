@@ -20,6 +20,7 @@ from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
+from astra_rl.infra.user_files import noting_files
 from astra_rl.logging import logger
 from astra_rl.methods.archive import ArchiveEnvironment
 from astra_rl.methods.ast_evaluator import EvaluationResult
@@ -42,6 +43,7 @@ from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, with
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import (
     check_machine,
+    check_same_files,
     check_same_prompts,
     check_same_run,
     check_versions,
@@ -58,8 +60,8 @@ from astra_rl.training.states import load_state
 from astra_rl.training.trackers import (
     HistoryTracker,
     JSONLTracker,
-    MultiTracker,
     Tracker,
+    closed_on_error,
     make_tracker,
 )
 
@@ -73,9 +75,6 @@ class Display(TrainerCallback):
 
     def stage(self, name: str) -> None:
         """Called when a stage begins, for instance ``"loading models"``."""
-
-    def close(self) -> None:
-        """Called when the training has ended, also by an error or a signal."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,11 @@ class _Session:
         ranks = join()
         announce(ranks, self.plan.record.yaml, folder, started)
         with self._timed("loading models"), ranks.together():
-            experiment = divided(build(self.plan), self.plan.training.shards, ranks)
+            with noting_files() as files:
+                experiment = divided(build(self.plan), self.plan.training.shards, ranks)
+            record["files"] = {**self.plan.files, **files}
+            if not force:
+                check_same_files(record["files"], folder)
             kind_embedder(self.plan.evaluation)  # one that cannot be used fails before the training
         record |= described_target(experiment.problem.target)
         folder.write_json(folder.manifest, record)
@@ -188,7 +191,7 @@ class _Session:
         del saved  # holds a copy of the weights
         resumed_at = training.trainer.completed_steps
         with self._timed("training"), current_ledger().holding(self.held):
-            spent = _train(training, folder, self.display)
+            spent = _train(training, folder)
         steps = training.trainer.completed_steps
         if steps > resumed_at:
             withdraw_attempts(self.log, "after", "the attacker was trained further since")
@@ -248,13 +251,13 @@ class _Session:
         history = HistoryTracker()
         history.rows = kept_metrics(folder, step)
         reported = _reported(plan, folder, started, resumes=saved is not None)
-        trackers = MultiTracker([JSONLTracker(folder.metrics), history, *reported])
-        training = build_trainer(experiment, plan, folder, trackers, self.log, self.display)
-        if saved is not None:
-            known = saved_identity(saved[1]).get("machine", {})
-            check_machine(known, machine_of(experiment.problem))
-            training.trainer.load_state_dict(saved[1])
-            logger.info("resuming after step %d", step)
+        with closed_on_error(chain([JSONLTracker(folder.metrics), history], reported)) as trackers:
+            training = build_trainer(experiment, plan, folder, trackers, self.log, self.display)
+            if saved is not None:
+                known = saved_identity(saved[1]).get("machine", {})
+                check_machine(known, machine_of(experiment.problem))
+                training.trainer.load_state_dict(saved[1])
+                logger.info("resuming after step %d", step)
         return training
 
     def _after(self, experiment: Experiment) -> PhaseResult:
@@ -372,7 +375,7 @@ def _repeated_on_resume() -> Iterator[None]:
         raise
 
 
-def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetSpentError | None:
+def _train(training: RunTrainer, folder: RunFolder) -> BudgetSpentError | None:
     """Train; a state to resume from is saved, however training ends.
 
     Returns:
@@ -394,8 +397,6 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
             trainer.train()
         except BudgetSpentError as error:
             training.budget.spent = error
-        finally:  # a progress bar left open would garble the error
-            display.close()
     if trainer.ranks.any(interrupted):
         raise InterruptedRunError(
             f"interrupted after step {trainer.completed_steps}; everything is saved. "

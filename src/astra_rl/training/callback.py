@@ -112,6 +112,9 @@ class TrainerCallback:
         loss and gradient were finite.
         """
 
+    def close(self) -> None:
+        """Called last, whatever ended the training, also an interrupt: release resources here."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs of this callback; see `save_state` for types."""
         return {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,26 +65,26 @@ class LogTracker(Tracker):
 
 
 class JSONLTracker(Tracker):
-    """Appends one JSON object per step to a file; a value that is not finite becomes null."""
+    """Appends one JSON object per step to a file; a value that is not finite becomes null.
+
+    The file is open only while a line is written.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with storing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, for a whole run
+            self.path.touch()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append one line and flush it."""
-        with storing(self.path):
-            self._file.write(json_line({"step": step, **metrics}) + "\n")
-            self._file.flush()
+        """Append one line."""
+        with storing(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json_line({"step": step, **metrics}) + "\n")
 
     def close(self) -> None:
-        """Write to disk and close."""
-        if not self._file.closed:
-            with storing(self.path), self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+        """Write to disk."""
+        with storing(self.path), open(self.path, "a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
 
 
 class HistoryTracker(Tracker):
@@ -291,6 +292,19 @@ class MultiTracker(Tracker):
             tracker.log_conversations(rows, step)
 
     def close(self) -> None:
-        """Close each."""
-        for tracker in self.trackers:
-            tracker.close()
+        """Close each, also if one of them cannot be closed."""
+        with ExitStack() as closed:
+            for tracker in reversed(self.trackers):
+                closed.callback(tracker.close)
+
+
+@contextmanager
+def closed_on_error(trackers: Iterable[Tracker]) -> Iterator[MultiTracker]:
+    """Yield trackers as one, which is closed if the block raises an exception.
+
+    Args:
+        trackers: Those that are made already are also closed if making the next one fails.
+    """
+    with ExitStack() as closed:
+        yield MultiTracker([closed.enter_context(closing(each)) for each in trackers])
+        closed.pop_all()

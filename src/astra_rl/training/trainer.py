@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic
 
 import torch
@@ -153,7 +153,11 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             self._train()
         except BaseException as error:
             self.ranks.leave_unless_agreed(error)
+            self._tell_after_failure(lambda each: each.close())
             raise
+        with self._hook(), contextlib.ExitStack() as closed:
+            for each in reversed(self._told()):
+                closed.callback(each.close)
 
     def _train(self) -> None:
         share_state(self.ranks, self)
@@ -315,10 +319,14 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
         The weights are those of the last optimizer step that was finite.
         """
-        assert self._failure is not None
+        failure = self._failure
+        assert failure is not None
+        self._tell_after_failure(lambda each: each.on_train_failed(self, failure))
+
+    def _tell_after_failure(self, tell: Callable[[TrainerCallback], None]) -> None:
         for each in self._told():
             try:
-                each.on_train_failed(self, self._failure)
+                tell(each)
             except Exception as error:  # it must not hide why the training failed
                 logger.error(
                     "callback %s failed after the training did: %s: %s",

@@ -16,7 +16,7 @@ def raw(how="well"):
 
 class Raw(McpWorld):
     server = raw()
-    seconds = 20
+    seconds = 120
     hidden = ("place",)
     system = "You say things."
     slots: ClassVar = {"note": call_slot("a note", "place", "text")}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.hostile import HOSTILE
+from tests.hostile_lines import damaged_lines
 
 from astra_rl import Conversation
 from astra_rl.core.moderator import Score
@@ -211,6 +212,21 @@ def test_a_line_is_read_alike_by_the_fast_parser_and_the_strict_one(
     fast = read()
     monkeypatch.setattr("astra_rl.evaluation.records.attempt.is_within_limits", lambda text: False)
     assert read() == fast
+
+
+@given(damaged_lines())
+def test_any_line_is_read_alike_by_the_fast_parser_and_the_strict_one(line):
+    def read():
+        try:
+            made = Attempt.from_json(line)
+        except ConfigurationError as error:
+            return str(error)
+        return repr(made), made.to_json()  # the signs of zeros are in them, too
+
+    fast = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("astra_rl.evaluation.records.attempt.is_within_limits", lambda text: False)
+        assert read() == fast
 
 
 def test_a_copy_with_values_that_are_no_json_is_written_as_strict_json(attempt):

@@ -15,7 +15,7 @@ from astra_rl.cli.options import AsJson
 from astra_rl.cli.output import Printer, as_text
 
 if TYPE_CHECKING:
-    from astra_rl.actions.league import League
+    from astra_rl.actions.league_table import League
     from astra_rl.runs.folder import RunFolder
     from astra_rl.runs.runner import Display
 

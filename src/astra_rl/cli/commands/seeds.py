@@ -40,7 +40,8 @@ def seeds(
     sampling of prompts. Runs of several configurations, for instance two algorithms, are compared
     with the first one, paired by seed. --fail-on is checked for every run.
     """
-    from astra_rl.actions.league import LEAGUE_FILE, runs_of_league
+    from astra_rl.actions.league import runs_of_league
+    from astra_rl.actions.league_table import LEAGUE_FILE
     from astra_rl.actions.seeds import compare_methods
     from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -41,6 +41,7 @@ from astra_rl.training.trackers import (
     ReportTo,
     Tracker,
     check_trackers,
+    closed_on_error,
     make_tracker,
 )
 from astra_rl.training.trainer import Trainer
@@ -153,21 +154,24 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         self._checkpoints = Checkpointing(ckpt_dir, algorithm.problem)
         own = config if isinstance(config, HFASTConfiguration) else HFASTConfiguration()
         check_trackers(own.trackers)
-        self.callbacks += [
-            StepMetrics(),
-            self._evaluation,
-            *(self._accepted(each) for each in callbacks),
-            self._checkpoints,
-            Tracking(self._trackers(own), conversations=LOGGED if own.log_completions else 0),
-            *([LoadBest(self._checkpoints)] if own.load_best_model_at_end else []),
-            *([_Push(self, own)] if own.push_to_hub else []),
-        ]
         states = self.ckpt_dir / "states"
-        if own.save_steps:
-            self.callbacks.append(TrainingStates(states, own.save_steps, keep=own.save_total_limit))
-        if own.resume_from_checkpoint:
-            is_own = own.resume_from_checkpoint is True
-            self._resume(states if is_own else Path(str(own.resume_from_checkpoint)))
+        with closed_on_error(self._reported(own)) as reported:
+            every = MultiTracker([self.tracker, reported])
+            self.callbacks += [
+                StepMetrics(),
+                self._evaluation,
+                *(self._accepted(each) for each in callbacks),
+                self._checkpoints,
+                Tracking(every, conversations=LOGGED if own.log_completions else 0),
+                *([LoadBest(self._checkpoints)] if own.load_best_model_at_end else []),
+                *([_Push(self, own)] if own.push_to_hub else []),
+            ]
+            if own.save_steps:
+                kept = own.save_total_limit
+                self.callbacks.append(TrainingStates(states, own.save_steps, keep=kept))
+            if own.resume_from_checkpoint:
+                is_own = own.resume_from_checkpoint is True
+                self._resume(states if is_own else Path(str(own.resume_from_checkpoint)))
 
     def _accepted(
         self, callback: TrainerCallback | transformers.TrainerCallback
@@ -177,8 +181,8 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         every = self.eval_every if self.evaluator is not None else 0
         return TransformersCallback(callback, eval_every=every, output_dir=self.ckpt_dir)
 
-    def _trackers(self, own: HFASTConfiguration) -> Tracker:
-        """Return the tracker, and those of `report_to` if this process writes files."""
+    def _reported(self, own: HFASTConfiguration) -> Iterator[Tracker]:
+        """Yield the trackers of `report_to`, if this process writes files."""
         folder = self.ckpt_dir.resolve()
         run = hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()
         settings = {
@@ -188,11 +192,8 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         }
         names = own.trackers if self.ranks.is_first else ()
         resumes = bool(own.resume_from_checkpoint)
-        reported = [
-            make_tracker(name, folder=folder, run=run, settings=settings, resumes=resumes)
-            for name in names
-        ]
-        return MultiTracker([self.tracker, *reported]) if reported else self.tracker
+        for name in names:
+            yield make_tracker(name, folder=folder, run=run, settings=settings, resumes=resumes)
 
     def _resume(self, states: Path) -> None:
         """Continue from the newest state of a folder.

@@ -138,7 +138,7 @@ class UnscoredCounts(TrainerCallback):
 
 
 class Tracking(TrainerCallback):
-    """Sends the log of each step to a tracker, and closes the tracker when the training ends.
+    """Sends the log of each step to a tracker, and closes it whatever ends the training.
 
     Place it after the callbacks whose metrics it is to send.
 
@@ -162,11 +162,7 @@ class Tracking(TrainerCallback):
         if chosen:
             self.tracker.log_conversations([_row(node, step) for node in chosen], step)
 
-    def on_train_end(self, trainer: AnyTrainer) -> None:
-        """Close the tracker."""
-        self.tracker.close()
-
-    def on_train_failed(self, trainer: AnyTrainer, error: Exception) -> None:
+    def close(self) -> None:
         """Close the tracker."""
         self.tracker.close()
 

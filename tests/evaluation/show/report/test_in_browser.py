@@ -41,7 +41,7 @@ class Reader:
             viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(300_000)
         self.faults = []
         self.requests = []
         self.page.on("console", lambda message: self.faults.append(message.text))
@@ -69,7 +69,7 @@ class Reader:
 
     def until(self, expression):
         """Wait until something holds; Playwright's own way is against the policy of the page."""
-        for _ in range(1200):
+        for _ in range(6000):
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(50)
@@ -567,6 +567,7 @@ def test_the_list_is_saved_as_it_is_filtered_and_spreadsheets_evaluate_nothing(b
     (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
     context = browser.new_context(accept_downloads=True)
     page = context.new_page()
+    page.set_default_timeout(300_000)
     page.goto(f"{(tmp_path / 'report.html').as_uri()}#/conversations?outcome=success&sort=played")
     page.wait_for_selector("html[data-ready]")
     wanted = [each for each in made if each.outcome == "success"]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from astra_rl.core.out_of_memory import release_memory
-from astra_rl.models.attention import use_short_attention
+from astra_rl.models.attention import use_cpu_attention
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def random_model(shape: Shape, device: str) -> Any:
             model = LlamaForCausalLM(shape.config())
         finally:
             torch.set_default_dtype(before)
-    use_short_attention(model)
+    use_cpu_attention(model)
     return model.requires_grad_(False).eval()
 
 

@@ -228,7 +228,9 @@ def killed_at(
         time.sleep(share * seconds)
         os.kill(child, signal.SIGKILL)
         status = exit_code_of(child)
-    return how if status == -signal.SIGKILL else ""
+    if status not in (0, -signal.SIGKILL):
+        raise SystemExit(f"{run.name}, to be killed {how}: it failed before, with status {status}")
+    return how if status else ""
 
 
 def count_calls(config: RunConfig, run: Path) -> int:

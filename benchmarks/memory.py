@@ -36,11 +36,11 @@ def run_shared() -> None:
     _train(dtype="auto", lora=LoraOptions())
 
 
-def run_shared_in_parts() -> None:
-    """The same with at most 512 tokens in a backward pass."""
+def run_shared_float32() -> None:
+    """The same in float32, which `dtype: auto` takes on processors with slow bfloat16."""
     from astra_rl.models.trainable import LoraOptions
 
-    _train(dtype="auto", lora=LoraOptions(), micro_batch_tokens=512)
+    _train(dtype="float32", lora=LoraOptions())
 
 
 def run_three_copies() -> None:
@@ -63,7 +63,7 @@ def run_three_copies_half() -> None:
     _train(*copies, dtype="auto")
 
 
-def _train(*models: object, micro_batch_tokens: int | None = None, **options: object) -> None:
+def _train(*models: object, **options: object) -> None:
     from astra_rl import Trainer, TrainingConfiguration
     from astra_rl.algorithms import GRPO
     from astra_rl.ext.transformers import HFASTProblem
@@ -82,7 +82,6 @@ def _train(*models: object, micro_batch_tokens: int | None = None, **options: ob
     config = TrainingConfiguration(
         lr=1e-5, batch_size=8, optimizer="adamw", training_steps=2,
         num_episodes_per_experience=2, gradient_accumulation_steps=1,
-        micro_batch_tokens=micro_batch_tokens,
     )  # fmt: skip
     Trainer(config=config, environment=environment, algorithm=GRPO(problem)).train()
 
@@ -127,7 +126,7 @@ def load_only() -> None:
 CASES: dict[str, Callable[[], None]] = {
     case.__name__: case
     for case in (
-        run_shared, run_shared_in_parts, run_three_copies, run_three_copies_half,
+        run_shared, run_shared_float32, run_three_copies, run_three_copies_half,
         update_sliced, update_full, load_only,
     )
 }  # fmt: skip
@@ -165,8 +164,8 @@ def main() -> None:
                 detail={name: value for name, value in mib.items() if name.startswith("run")},
             ),
             Row(
-                "the same with 512 tokens in a backward pass",
-                100 * mib["run_shared_in_parts"] / mib["run_three_copies"],
+                "the same with everything in float32",
+                100 * mib["run_shared_float32"] / mib["run_three_copies"],
                 40, at_least=False, unit="%",
             ),
             Row(

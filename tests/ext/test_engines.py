@@ -23,12 +23,13 @@ from astra_rl.ext.vllm import VLLMEngine, VLLMSampler
 from astra_rl.ext.vllm.engine import lora_rank
 from astra_rl.ext.vllm.weights import weights_folder
 from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.models.adapter_versions import AdapterVersions
+from astra_rl.models.adapter_versions import Adapter, AdapterVersions
 from astra_rl.models.adapters import load_adapter, quiet_peft
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import load_model
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.trainable import LoraOptions
+from astra_rl.models.versions import FullWeights, WeightVersions
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import tiny_model
 
@@ -38,14 +39,21 @@ STARTED = []
 
 
 class StandIn:
-    """An engine of vLLM that loads what it is given, and is off by a known amount."""
+    """An engine of vLLM that loads what it is given, and is off by a known amount.
 
-    off = 0.0
+    Attributes:
+        cached: Folder of the weights that the cached prefixes are of; others than those that it
+            has, as in vLLM, until the cache is reset.
+        resets: Whether its prefix cache can be reset.
+    """
+
+    off, resets = 0.0, True
 
     def __init__(self, model, **options):
         self.folder, self.options, self.calls = model, options, []
         STARTED.append(self)
         self.asleep = 0
+        self.label, self.cached, self.loaded = "default", model, []
 
     def weights(self, adapter):
         model = load_model(self.folder, device="cpu", dtype=self.options["dtype"])
@@ -53,8 +61,25 @@ class StandIn:
             return model
         return load_adapter(model, adapter.path).eval()
 
+    def collective_rpc(self, method, kwargs):
+        assert method == "reload_weights"
+        assert not self.asleep
+        if not Path(kwargs["weights_path"], "model.safetensors").exists():
+            raise ValueError("Repo id must be in the form 'repo_name'")
+        self.folder = kwargs["weights_path"]
+        self.loaded.append(self.folder)
+        self.files = sorted(each.name for each in Path(self.folder).parent.iterdir())
+
+    def reset_prefix_cache(self):
+        self.cached = self.folder if self.resets else self.cached
+        return self.resets
+
+    def update_weight_version(self, name):
+        self.label = name
+
     def generate(self, prompts, parameters, *, lora_request, use_tqdm):
         self.calls.append((prompts, parameters, lora_request))
+        assert self.cached == self.folder
         model, outputs = self.weights(lora_request), []
         for prompt, wish in zip(prompts, parameters, strict=True):
             ids = prompt["prompt_token_ids"]
@@ -79,7 +104,10 @@ class StandIn:
                     {token: SimpleNamespace(logprob=row[place, token].item())}
                     for place, token in enumerate(ids[1:])
                 ]
-            answer = SimpleNamespace(token_ids=list(sample.token_ids), logprobs=logprobs)
+            span = SimpleNamespace(version=self.label, start=0, end=len(logprobs))
+            answer = SimpleNamespace(
+                token_ids=list(sample.token_ids), logprobs=logprobs, weight_versions=[span]
+            )
             outputs.append(
                 SimpleNamespace(outputs=[answer], prompt_logprobs=scored, prompt_token_ids=ids)
             )
@@ -290,9 +318,97 @@ def test_attacker_baseline_and_target_of_one_base_are_told_apart(vllm, pair):
     assert sorted(engine.options.get("enable_lora", False) for engine in STARTED) == [False, True]
 
 
-def test_an_attacker_whose_own_weights_are_trained_is_refused(vllm, pair):
-    problem = HFASTProblem(pair, pair, pair, moderator())
-    with pytest.raises(ConfigurationError, match=r"attacker\.lora"):
+def test_all_weights_are_handed_over_whenever_they_have_changed_and_old_ones_deleted(vllm, pair):
+    problem, sampler = HFASTProblem(pair, pair, pair, moderator()), VLLMSampler()
+    for version in range(1, 5):
+        assert_sampled_from(problem.attacker, sample(sampler, problem.attacker))
+        sample(sampler, problem.attacker)  # unchanged: nothing is loaded
+        (engine,) = STARTED
+        assert len(engine.loaded) == version
+        assert engine.label.startswith(f"attacker-v{version}-")
+        assert len(list(Path(engine.folder).parent.iterdir())) == min(version, 2)
+        for parameter in problem.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)  # past autograd
+    assert "enable_lora" not in engine.options
+
+
+def test_the_smallest_change_of_any_weight_is_a_new_version(pair):
+    versions = WeightVersions(2, lambda version: None)
+    names = [versions.current(pair.model).name]
+    for parameter in pair.model.parameters():
+        for place in (0, -1):
+            bits = parameter.data.reshape(-1).view(torch.int32)
+            bits[place] += 1
+            names.append(versions.current(pair.model).name)
+    digests = {name.rpartition("-")[2] for name in names}
+    assert len(digests) == len(names)
+
+
+def test_two_rows_that_change_places_are_a_new_version(pair):
+    versions, weight = WeightVersions(2, lambda version: None), pair.model.lm_head.weight
+    first = versions.current(pair.model)
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    assert not versions.is_current(pair.model, first)
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    assert versions.is_current(pair.model, first)
+
+
+def test_the_engine_of_trained_weights_runs_no_other_model(vllm, pair):
+    """A frozen model, of the same base or the baseline, gets an engine of its own."""
+    problem, sampler = HFASTProblem(pair, pair, pair, moderator()), VLLMSampler()
+    change(problem)
+    for model in (problem.attacker, problem.baseline, problem.attacker):
+        assert_sampled_from(model, sample(sampler, model))
+    trained, frozen = STARTED
+    assert (trained.label[:12], frozen.label) == ("attacker-v1-", "default")
+    problem.attacker.requires_grad_(False)  # its training is over
+    assert_sampled_from(problem.attacker, sample(sampler, problem.attacker))
+    assert len(STARTED) == 2
+
+
+def test_weights_that_were_not_asked_for_are_refused(vllm, pair, tmp_path):
+    pair.model.save_pretrained(tmp_path / "model")
+    engine = VLLMEngine(str(tmp_path / "model"), dtype="float32")
+    weights = FullWeights(1, "attacker-v1-12345678", tmp_path / "model")
+    asked = (PROMPTS, Sampling(max_new_tokens=2), range(3))
+    assert len(engine.sample(*asked, stop_ids=STOP, version=weights)) == 3
+    with pytest.raises(ModelError, match="attacker-v1-12345678, and default were asked for"):
+        engine.sample(*asked, stop_ids=STOP)
+    adapter = Adapter(1, "attacker-v1-87654321", tmp_path / "model", 0)
+    with pytest.raises(ModelError, match="Give each model an engine of its own"):
+        engine.sample(*asked, stop_ids=STOP, version=adapter)
+    STARTED[0].update_weight_version("attacker-v9-of-another")
+    with pytest.raises(ModelError, match="has the weights attacker-v9-of-another"):
+        engine.sample(*asked, stop_ids=STOP, version=weights)
+
+
+def test_after_weights_that_could_not_be_loaded_the_engine_loads_before_it_samples(
+    vllm, pair, tmp_path, monkeypatch
+):
+    pair.model.save_pretrained(tmp_path / "model")
+    engine = VLLMEngine(str(tmp_path / "model"), dtype="float32")
+    asked = (PROMPTS, Sampling(max_new_tokens=2), range(3))
+    here = FullWeights(1, "attacker-v1-12345678", tmp_path / "model")
+    gone = FullWeights(2, "attacker-v2-12345678", tmp_path / "gone")
+    engine.sample(*asked, stop_ids=STOP, version=here)
+    with pytest.raises(ModelError, match="cannot load attacker-v2-12345678"):
+        engine.sample(*asked, stop_ids=STOP, version=gone)
+    with pytest.raises(ModelError, match="has the weights loading"):
+        engine.sample(*asked, stop_ids=STOP)
+    assert len(engine.sample(*asked, stop_ids=STOP, version=here)) == 3
+    assert len(STARTED[0].loaded) == 2
+    monkeypatch.setattr(StandIn, "resets", False)
+    again = FullWeights(3, "attacker-v3-12345678", tmp_path / "model")
+    with pytest.raises(ModelError, match="cannot reset its prefix cache"):
+        engine.sample(*asked, stop_ids=STOP, version=again)
+
+
+def test_an_adapter_and_weights_below_it_are_not_trained_together(vllm, pair):
+    problem = adapted(pair)
+    problem.attacker.get_base_model().model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    with pytest.raises(ConfigurationError, match="an engine gets one of the two"):
         sample(VLLMSampler(), problem.attacker)
 
 
@@ -359,6 +475,23 @@ def test_a_frozen_version_is_sampled_while_the_adapter_changes(vllm, pair):
     assert engine.calls[-1][2].name.startswith("attacker-v1-")
 
 
+def test_frozen_weights_are_sampled_while_they_change_and_each_call_has_one_version(vllm, pair):
+    problem, sampler = HFASTProblem(pair, pair, pair, moderator()), VLLMSampler(staleness=1)
+    problem.attacker_sampler = sampler
+    opened, before = problem.frozen_attacker(), sample(generate, problem.attacker)
+    change(problem, 0.3)
+    after = sample(generate, problem.attacker)
+    for _ in range(2):  # the engine has one version at a time, so the other one is loaded again
+        with opened():
+            found = sample(sampler, problem.attacker)
+        assert [each.token_ids for each in found] == [each.token_ids for each in before]
+        found = sample(sampler, problem.attacker)
+        assert [each.token_ids for each in found] == [each.token_ids for each in after]
+    (engine,) = STARTED
+    assert [Path(each).name for each in engine.loaded] == ["1", "2", "1", "2"]
+    assert engine.files == ["1", "2"]
+
+
 def test_versions_before_the_staleness_allows_are_deleted(vllm, pair):
     problem, sampler = adapted(pair), VLLMSampler(staleness=2)
     problem.attacker_sampler = sampler
@@ -402,7 +535,6 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["rollout.attacker=vllm", "attacker={model: a}"], "attacker.lora"),
         (["rollout.attacker=vllm", "sampler=transformers"], "rollout needs sampler: own"),
         (["rollout.attacker=sglang"], "rollout.attacker"),
         (["rollout.judge=sglang"], "rollout.judge"),

@@ -28,8 +28,10 @@ from astra_rl.ext.vllm import ServerPool, server_sampler
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.engines import engine_logprobs
 from astra_rl.models.generation import Sampling, generate
+from astra_rl.models.loading import load_model
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
+from astra_rl.models.versions import FullWeights
 from astra_rl.moderators import FunctionModerator
 from astra_rl.moderators.completion import LocalCompleter
 from astra_rl.runs.attempt_log import AttemptLog
@@ -61,12 +63,20 @@ class Server:
         requests: Paths and bodies of what came.
         changes: Changes the reply of a completion.
         loads: Whether adapters can be loaded.
+        resets: Whether the cache of prefixes can be reset.
+        is_open: Whether it runs in development mode, in which weights can be handed over.
+        scales_out: Whether it answers at the path for token ids.
+        label: What it calls its weights.
+        stale: Whether cached prefixes are of other weights than it has.
+        paused: Whether it answers no completions.
     """
 
     def __init__(self, make):
         self.fails, self.adapters, self.requests = None, {}, []
         self.changes, self.loads = lambda reply: reply, True
         self.models = {"served": make().model}
+        self.is_open, self.label, self.stale, self.paused = False, "default", False, False
+        self.resets = self.scales_out = True
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -74,7 +84,12 @@ class Server:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, reply = server.answer(self.path, body, dict(self.headers))
+                self.reply(*server.answer(self.path, body, dict(self.headers)))
+
+            def do_GET(self):
+                self.reply(*server.answer(self.path, None, dict(self.headers)))
+
+            def reply(self, status, reply):
                 sent = json.dumps(reply).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -92,20 +107,87 @@ class Server:
 
     def answer(self, path, body, headers):
         with LOCK:
-            self.requests.append((path, body, headers))
+            if body is not None:
+                self.requests.append((path, body, headers))
+            if self.is_open and (found := self.in_development(path, body)) is not None:
+                return found
             if path == "/v1/load_lora_adapter" and self.loads:
                 self.adapters[body["lora_name"]] = body["lora_path"]
                 return 200, "ok"
             if path == "/v1/unload_lora_adapter":
                 del self.adapters[body["lora_name"]]
                 return 200, "ok"
-            if path != "/v1/completions":
-                return 404, {"error": {"message": "Not Found"}}
+            if path not in ("/v1/completions", "/inference/v1/generate"):
+                return 404, {"detail": "Not Found"}
             if self.fails is not None:
                 return self.fails, {"error": {"message": "down"}}
+            assert not self.paused
+            assert not self.stale
+            if path == "/inference/v1/generate" and not self.scales_out:
+                return 403, {"error": {"message": "Restart with --enable-scale-out"}}
+            if path == "/inference/v1/generate":
+                return 200, self.changes(self.generate(body))
             if body["model"] not in ("served", *self.adapters):
                 return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
             return 200, self.changes(self.complete(body))
+
+    def in_development(self, path, body):
+        """As vLLM answers with VLLM_SERVER_DEV_MODE=1; None on its other paths."""
+        if path == "/weight_info":
+            return 200, {"weight_version": self.label}
+        if path == "/pause?mode=wait":
+            self.paused, self.stale = True, False
+            return 200, {"status": "paused"}
+        if path == "/resume":
+            self.paused = False
+            return 200, {"status": "resumed"}
+        if path == "/update_weight_version":
+            self.label = body["new_version"]
+            return 200, {"success": True, "new_version": self.label}
+        if path == "/reset_prefix_cache":
+            self.stale = self.stale and not self.resets
+            return 200, {"success": self.resets}
+        if path == "/collective_rpc":
+            assert (body["method"], list(body["kwargs"])) == ("reload_weights", ["weights_path"])
+            folder = Path(body["kwargs"]["weights_path"])
+            if not (folder / "model.safetensors").exists():
+                return 500, {"error": {"message": "Repo id must be in the form 'repo_name'"}}
+            self.models["served"] = load_model(folder, device="cpu", dtype="float32")
+            self.kept = sorted(each.name for each in folder.parent.iterdir())
+            self.stale = True
+            return 200, {"results": [None]}
+        return None
+
+    def restart(self):
+        """Start again, with the weights that it was started with."""
+        self.models, self.adapters = {"served": make().model}, {}
+        self.label, self.stale, self.paused = "default", False, False
+
+    def generate(self, body):
+        """The reply in the form of the path for token ids, which names the weights."""
+        wishes = body["sampling_params"]
+        asked = {**wishes, "model": body["model"], "prompt": body["token_ids"]}
+        reply = self.complete(asked)
+        (choice,) = reply["choices"]
+        count = len(choice["token_ids"])
+        content = [
+            {"token_id": token, "logprob": value, "top_logprobs": []}
+            for token, value in zip(
+                choice["token_ids"], choice.pop("logprobs")["token_logprobs"], strict=True
+            )
+        ]
+        return {
+            "model": body["model"],
+            "prompt_token_ids": choice.pop("prompt_token_ids"),
+            "prompt_logprobs": choice.pop("prompt_logprobs", None),
+            "choices": [
+                {
+                    **choice,
+                    "logprobs": {"content": content},
+                    "weight_versions": [{"version": self.label, "start": 0, "end": count}],
+                }
+            ],
+        }
 
     def model(self, name):
         if name not in self.models:
@@ -139,7 +221,11 @@ class Server:
 
     @property
     def prompts(self):
-        return [body["prompt"] for path, body, _ in self.requests if path == "/v1/completions"]
+        return [
+            body["prompt"] if path == "/v1/completions" else body["token_ids"]
+            for path, body, _ in self.requests
+            if path in ("/v1/completions", "/inference/v1/generate")
+        ]
 
     def close(self):
         self.http.shutdown()
@@ -353,6 +439,171 @@ def test_servers_that_may_not_load_adapters_say_how_to_start_them(servers):
         server_sampler(pool_of(servers))(
             problem.attacker, PROMPTS, Sampling(max_new_tokens=2), range(3), stop_ids=STOP
         )
+
+
+@pytest.fixture
+def open_servers(servers):
+    """In development mode, in which weights can be handed over."""
+    for each in servers:
+        each.is_open = True
+    return servers
+
+
+def trained():
+    """A model that trains all its weights."""
+    model = make().model
+    return model.requires_grad_(True)
+
+
+def change(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+
+
+def sample_with(sampler, model):
+    return sampler(model, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP)
+
+
+def loads(server):
+    return [
+        Path(body["kwargs"]["weights_path"]).name
+        for path, body, _ in server.requests
+        if path == "/collective_rpc"
+    ]
+
+
+def test_all_weights_are_handed_over_by_version_to_each_server_once(open_servers, tmp_path):
+    model = trained()
+    sampler = server_sampler(pool_of(open_servers), adapters=tmp_path)
+    for version in range(1, 5):
+        change(model)
+        for _ in range(2):
+            assert_sampled_from(model, sample_with(sampler, model))
+        assert sampler.mismatch < 1e-4
+        (folder,) = tmp_path.iterdir()
+        assert len(list(folder.iterdir())) == min(version, 2)
+    used = [each for each in open_servers if each.prompts]
+    assert len(used) >= 2
+    for each in used:
+        assert loads(each) == ["1", "2", "3", "4"]
+        assert each.label.startswith("attacker-v4-")
+        assert not each.paused
+        changes = [path for path, _, _ in each.requests if path != "/inference/v1/generate"]
+        assert changes[:6] == [
+            "/pause?mode=wait", "/update_weight_version", "/collective_rpc", "/reset_prefix_cache",
+            "/update_weight_version", "/resume",
+        ]  # fmt: skip
+        bodies = [body for path, body, _ in each.requests if path == "/update_weight_version"]
+        assert bodies[0] == {"new_version": "loading"}  # were it to fail, no version is claimed
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_server_that_was_started_again_gets_the_weights_before_it_is_used(open_servers, caplog):
+    """Whether it was seen to be gone or not."""
+    model, pool = trained(), pool_of(open_servers)
+    sampler = server_sampler(pool)
+    sample_with(sampler, model)
+    change(model)
+    sample_with(sampler, model)
+    first = open_servers[pool.assignment(PROMPTS)[0]]
+    first.restart()
+    assert_sampled_from(model, sample_with(sampler, model))
+    assert "another version; its requests go to other servers" in caplog.text
+    pool._servers[pool.assignment(PROMPTS)[0]].not_before = 0.0  # the wait is over
+    assert_sampled_from(model, sample_with(sampler, model))
+    assert loads(first)[-2:] == ["2", "2"]
+    first.fails = 503
+    assert_sampled_from(model, sample_with(sampler, model))
+    first.restart()
+    first.fails = None
+    pool._servers[pool.assignment(PROMPTS)[0]].not_before = 0.0
+    assert_sampled_from(model, sample_with(sampler, model))
+    assert first.label.startswith("attacker-v2-")
+
+
+def test_a_server_that_answers_with_other_weights_is_refused(open_servers):
+    """However often it gets those that are asked for."""
+
+    def other(reply):
+        span = {"version": "attacker-v1-of-another-run", "start": 0, "end": 1}
+        return reply | {"choices": [reply["choices"][0] | {"weight_versions": [span]}]}
+
+    for each in open_servers:
+        each.changes = other
+    with pytest.raises(EndpointError, match=r"another version \('attacker-v1-of-another-run' for"):
+        sample_with(server_sampler(pool_of(open_servers, max_tries=4)), trained())
+    for each in open_servers:
+        each.changes = lambda reply: reply
+        each.resets = False
+    with pytest.raises(EndpointError, match="prefix cache not reset"):
+        sample_with(server_sampler(pool_of(open_servers, max_tries=4)), trained())
+
+
+def test_servers_outside_of_development_mode_are_refused_for_all_weights(servers):
+    with pytest.raises(EndpointError, match="start it with VLLM_SERVER_DEV_MODE=1"):
+        sample_with(server_sampler(pool_of(servers)), trained())
+    assert not any(each.prompts for each in servers)
+    for each in servers:
+        each.is_open, each.scales_out = True, False
+    with pytest.raises(EndpointError, match="--enable-scale-out"):
+        sample_with(server_sampler(pool_of(servers)), trained())
+
+
+def test_a_folder_that_a_server_cannot_read_is_named_and_the_server_answers_nothing(open_servers):
+    pool = pool_of(open_servers[:1], max_tries=2)
+    gone = FullWeights(1, "attacker-v1-12345678", Path("/nowhere"))
+    with pytest.raises(EndpointError, match=r"cannot load /nowhere, which it must be able to read"):
+        sample(pool, version=gone)
+    assert (open_servers[0].label, open_servers[0].paused) == ("loading", True)
+    model = trained()  # with weights that are there, it goes on
+    assert_sampled_from(model, sample_with(server_sampler(pool_of(open_servers[:1])), model))
+
+
+def test_given_weights_are_not_taken_for_those_that_a_server_was_started_with(open_servers):
+    """A target, a judge, or the adapter of another run at the same servers."""
+    pool = pool_of(open_servers)
+    assert_sampled_from(make().model, sample(pool))
+    model = trained()
+    change(model)
+    sample_with(server_sampler(pool_of(open_servers)), model)
+    with pytest.raises(EndpointError, match=r"was given attacker-v1-.*Start it again"):
+        sample(pool)
+
+
+def test_a_frozen_model_from_elsewhere_is_handed_over(open_servers, tmp_path):
+    """An evaluation of what was trained, at the servers that it was trained with."""
+    (there := make().model).save_pretrained(tmp_path / "base")
+    change(there)
+    there.save_pretrained(tmp_path / "trained")
+    for name, count in (("base", 0), ("trained", 1), ("base", 2)):
+        model = load_model(tmp_path / name, device="cpu", dtype="float32")
+        sampler = server_sampler(pool_of(open_servers), started_with=str(tmp_path / "base"))
+        assert_sampled_from(model, sample_with(sampler, model))
+        assert max(len(loads(each)) for each in open_servers) == count
+
+
+def test_calls_with_two_versions_at_a_time_wait_for_each_other(open_servers, tmp_path):
+    pool, versions = pool_of(open_servers), []
+    for number in (1, 2):
+        model = trained()
+        change(model)
+        model.save_pretrained(tmp_path / str(number))
+        versions.append((model, FullWeights(number, f"attacker-v{number}", tmp_path / str(number))))
+    found = [[] for _ in versions]
+
+    def play(place):
+        found[place] += [sample(pool, version=versions[place][1]) for _ in range(3)]
+
+    threads = [threading.Thread(target=play, args=(place,)) for place in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    for (model, _), calls in zip(versions, found, strict=True):
+        assert len(calls) == 3
+        for samples in calls:
+            assert_sampled_from(model, samples)
 
 
 @pytest.mark.slow

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from astra_rl.models import attention
-from astra_rl.models.attention import SHORT_ATTENTION, short_attention, use_short_attention
+from astra_rl.models.attention import (
+    GROUPED_ATTENTION,
+    SHORT_ATTENTION,
+    grouped_attention,
+    short_attention,
+    use_cpu_attention,
+)
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.self_check import check_supported
@@ -96,10 +102,10 @@ def test_a_query_of_padding_that_sees_nothing_stays_a_number():
 @pytest.mark.parametrize("why", ["float32", "long", "position_bias"])
 def test_what_it_is_not_made_for_goes_to_the_fused_kernel(why, monkeypatch):
     sent = []
-    fused = attention.sdpa_attention_forward
+    fused = attention.grouped_attention
     monkeypatch.setattr(
         attention,
-        "sdpa_attention_forward",
+        "grouped_attention",
         lambda *args, **kwargs: sent.append(why) or fused(*args, **kwargs),
     )
     if why == "long":
@@ -122,7 +128,7 @@ def test_a_model_in_half_precision_says_nearly_the_same_with_it(llama, is_traini
     half = copy.deepcopy(llama).bfloat16()
     with torch.set_grad_enabled(is_training):
         fused = continuation_logprobs(half, SEQUENCES, CONTINUATIONS)
-        use_short_attention(half)
+        use_cpu_attention(half)
         assert half.config._attn_implementation == SHORT_ATTENTION
         short = continuation_logprobs(half, SEQUENCES, CONTINUATIONS)
     exact = continuation_logprobs(llama, SEQUENCES, CONTINUATIONS)
@@ -133,7 +139,7 @@ def test_a_model_in_half_precision_says_nearly_the_same_with_it(llama, is_traini
 
 def test_the_check_of_a_family_compares_it_with_the_fused_kernel(llama, monkeypatch):
     half = copy.deepcopy(llama).bfloat16()
-    use_short_attention(half)
+    use_cpu_attention(half)
     seen = []
     forward = half.forward
     monkeypatch.setattr(
@@ -150,19 +156,58 @@ def test_a_text_of_one_token_attends_to_nothing_that_is_not_written_yet(llama):
     half = copy.deepcopy(llama).bfloat16()
     with torch.no_grad():
         expected = half(torch.tensor([[5]])).logits[0, -1].float().log_softmax(-1)
-    use_short_attention(half)
+    use_cpu_attention(half)
     sample = generate(half, [[5]], Sampling(max_new_tokens=2), [0], stop_ids=frozenset())[0]
     assert sample.logprobs[0] == pytest.approx(float(expected[sample.token_ids[0]]), abs=0.05)
 
 
-def test_models_in_full_precision_keep_the_kernel_they_have(llama):
+@settings(deadline=None)
+@given(shapes, st.integers(0, 1000))
+def test_fused_attention_without_copies_is_that_with_them(shape, seed):
+    rows, heads, groups, length, earlier = shape
+    parts = tensors(rows, heads, groups, length, length + earlier, dtype=torch.float32, seed=seed)
+    mask = torch.rand(rows, 1, length, length + earlier, generator=torch.manual_seed(seed)) < 0.7
+    mask[..., 0] = True
+
+    def gradients(attend):
+        leaves = [each.clone().requires_grad_() for each in parts]
+        out = attend(*leaves)
+        out.square().sum().backward()
+        return out, *(each.grad for each in leaves)
+
+    ours = gradients(lambda *each: grouped_attention(layer(groups), *each, mask)[0])
+    for found, expected in zip(ours, gradients(lambda *e: reference(*e, mask)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_it_keeps_no_copies_of_keys_and_values_for_the_backward_pass():
+    query, key, value = (
+        each.requires_grad_() for each in tensors(2, 1, 8, 4, 99, dtype=torch.float32)
+    )
+    mask = torch.ones(2, 1, 4, 99, dtype=torch.bool)
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: shapes.append(tensor.shape) or tensor, lambda tensor: tensor
+    ):
+        grouped_attention(layer(8), query, key, value, mask)
+    assert key.shape in shapes
+    assert torch.Size([2, 8, 99, 8]) not in shapes
+
+
+def test_models_in_full_precision_use_it(llama):
     model = copy.deepcopy(llama)
-    use_short_attention(model)
-    assert model.config._attn_implementation == "sdpa"
+    use_cpu_attention(model)
+    assert model.config._attn_implementation == GROUPED_ATTENTION
+    for is_training in (False, True):
+        with torch.set_grad_enabled(is_training):
+            found, expected = (
+                continuation_logprobs(each, SEQUENCES, CONTINUATIONS) for each in (model, llama)
+            )
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_saved_model_does_not_ask_for_it(llama, tmp_path):
     half = copy.deepcopy(llama).bfloat16()
-    use_short_attention(half)
+    use_cpu_attention(half)
     half.save_pretrained(tmp_path)
     assert SHORT_ATTENTION not in (tmp_path / "config.json").read_text("utf-8")

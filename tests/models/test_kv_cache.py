@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from astra_rl.models.attention import use_short_attention
+from astra_rl.models.attention import use_cpu_attention
 from astra_rl.models.kv_cache import PreallocatedLayer, preallocated_cache
 from astra_rl.testing import tiny_model
 
@@ -70,7 +70,7 @@ def test_only_attention_that_knows_of_it_gets_to_see_the_room(family):
     model = tiny_model(family).model
     assert not any(layer.return_padded for layer in preallocated_cache(model, 9).layers)
     half = model.bfloat16()
-    use_short_attention(half)
+    use_cpu_attention(half)
     assert all(layer.return_padded for layer in preallocated_cache(half, 9).layers)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from astra_rl.models import decoding, generation, static_decoding
-from astra_rl.models.attention import use_short_attention
+from astra_rl.models.attention import use_cpu_attention
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.static_decoding import StaticDecoding
@@ -55,7 +55,7 @@ def test_texts_are_the_same(model, static, prompts):
 
 def test_the_check_passes_for_a_model_that_decodes_alike(llama):
     half = copy.deepcopy(llama).bfloat16()
-    use_short_attention(half)
+    use_cpu_attention(half)
     assert static_decoding._is_exact(llama)
     assert static_decoding._is_exact(half)
 

@@ -237,7 +237,7 @@ class Reading:
         self.model, self.prompts = model, []
 
     @torch.no_grad()
-    def sample(self, prompts, sampling, seeds, *, stop_ids, score_spans=None, adapter=None):
+    def sample(self, prompts, sampling, seeds, *, stop_ids, score_spans=None, version=None):
         samples = []
         for prompt, (start, stop) in zip(prompts, score_spans, strict=True):
             assert (

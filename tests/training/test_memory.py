@@ -142,4 +142,4 @@ def test_activations_of_a_known_model_are_those_that_were_measured():
     from transformers import LlamaConfig
 
     smollm2 = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30)
-    assert 1.2e6 < memory.activation_bytes(smollm2) < 1.7e6
+    assert 1.0e6 < memory.activation_bytes(smollm2) < 1.2e6

@@ -32,7 +32,9 @@ def attacker_sampler(engine: EngineConfig, model: str, *, staleness: int = 0) ->
 
     if isinstance(engine, ServersConfig):
         folder = None if engine.adapters is None else Path(engine.adapters)
-        return server_sampler(_pool(engine, model), staleness=staleness, adapters=folder)
+        return server_sampler(
+            _pool(engine, model), staleness=staleness, adapters=folder, started_with=model
+        )
     return VLLMSampler(**{"staleness": staleness, **_options(engine)})
 
 

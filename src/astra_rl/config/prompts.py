@@ -13,10 +13,10 @@ from astra_rl.datasets.rows import Split
 from astra_rl.datasets.scenario import Scenario
 from astra_rl.datasets.scenario_files import (
     GENERATED,
-    SourceSpec,
     generated_scenario,
     load_scenario,
 )
+from astra_rl.datasets.scenario_schema import SourceSpec
 from astra_rl.datasets.splits import all_in_test, assign_splits
 from astra_rl.evaluation.records.turn import Opening
 

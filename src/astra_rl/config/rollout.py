@@ -25,8 +25,8 @@ class ServersConfig(_Section):
     timeout: float = Field(600.0, gt=0, description="Seconds for a request.")
     adapters: str | None = Field(
         None,
-        description="Folder for versions of the attacker's adapter that all servers can read; "
-        "default: a temporary folder, for servers on this machine.",
+        description="Folder for versions of the attacker, adapters or all weights, that all "
+        "servers can read; default: a temporary folder, for servers on this machine.",
     )
     logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = Field(
         "raw_logprobs",
@@ -65,7 +65,7 @@ class RolloutConfig(_Section):
     attacker: EngineConfig = Field(
         "own",
         description="own: the sampler of this process; vllm: vLLM in this process; or servers. The "
-        "latter two need a LoRA adapter (attacker.lora) to train.",
+        "latter two get the adapter, or all weights, whenever they have been trained.",
     )
     target: EngineConfig = Field(
         "own",

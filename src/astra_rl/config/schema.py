@@ -191,11 +191,6 @@ class RunConfig(Section):
         local = self.attacker if isinstance(self.attacker, AttackerConfig) else None
         if attacker and local is None:
             raise ValueError("rollout.attacker needs a local attacker (attacker.model)")
-        if attacker and self.training.steps and local and local.lora is None:
-            raise ValueError(
-                "rollout.attacker: an engine does not get base weights while they are trained. "
-                "Train an adapter (attacker.lora), or use rollout.attacker: own"
-            )
         if target and not isinstance(self.target, LocalTargetConfig):
             raise ValueError(
                 "rollout.target needs a model (target.model); a target with a type is called at "

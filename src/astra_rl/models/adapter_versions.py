@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
-import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +10,13 @@ import torch
 from torch import Tensor
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.infra.checkpointing import replace_folder
+from astra_rl.models.versions import Versions
 
 
 class Adapter(NamedTuple):
-    """A version of a LoRA adapter, saved for an engine.
+    """A version of a LoRA adapter, see `Version`; its folder is a saved adapter.
 
     Attributes:
-        number: Number of the version, from 1 on.
-        name: Name at the engine, ``attacker-v{number}-{digest of the adapter}``; no two versions
-            share one, not even of different runs on the same servers, so no cached prefix is stale.
-        folder: The saved adapter.
         rank: Its largest rank.
     """
 
@@ -34,67 +26,19 @@ class Adapter(NamedTuple):
     rank: int
 
 
-class AdapterVersions:
-    """Saves the LoRA adapter of a model for an engine, and keeps its newest versions.
+class AdapterVersions(Versions[Adapter]):
+    """Versions of the active LoRA adapter of a model, see `Versions`."""
 
-    Args:
-        kept: Number of versions that are kept; older ones are unloaded and deleted.
-        unload: Called with each version before it is deleted.
-        folder: Where versions are saved; None is a temporary folder, which is deleted with this
-            object. Servers must be able to read it.
-    """
-
-    def __init__(
-        self, kept: int, unload: Callable[[Adapter], None], folder: Path | None = None
-    ) -> None:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="astra_rl_adapter_", dir=folder))
-        if folder is not None:
-            self._folder.chmod(0o755)  # servers may run as another user
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._kept, self._unload = kept, unload
-        self._versions: list[tuple[str, Adapter]] = []
-        self._count = 0
-
-    def current(self, model: Any) -> Adapter | None:
-        """Return the active adapter of a model, saved anew if it has changed; None without one.
-
-        Raises:
-            ConfigurationError: It is more than one adapter, or no plain LoRA adapter.
-        """
+    def _digest(self, model: Any) -> str | None:
         name = active_adapter(model)
-        if name is None:
-            return None
-        weights = lora_weights(model, name)
-        digest = _digest(weights, model.peft_config[name])
-        known = next((each for known, each in self._versions if known == digest), None)
-        if known is not None:
-            return known
-        self._count += 1
-        config = model.peft_config[name]
-        version = Adapter(
-            self._count,
-            f"attacker-v{self._count}-{digest[:8]}",
-            self._folder / str(self._count),
-            largest_rank(config),
-        )
-        with replace_folder(version.folder) as folder:
-            _save(weights, config, folder)
-        self._versions.append((digest, version))
-        while len(self._versions) > self._kept:
-            _, old = self._versions.pop(0)
-            self._unload(old)
-            shutil.rmtree(old.folder, ignore_errors=True)
-        return version
+        return None if name is None else _digest(lora_weights(model, name), model.peft_config[name])
 
-    def is_current(self, model: Any, version: Adapter | None) -> bool:
-        """Whether a version has the weights of the active adapter of a model; nothing is saved."""
-        name = active_adapter(model)
-        if name is None or version is None:
-            return name is None and version is None
-        digest = _digest(lora_weights(model, name), model.peft_config[name])
-        return any(known == digest and each is version for known, each in self._versions)
+    def _save(self, model: Any, folder: Path, number: int, name: str, place: Path) -> Adapter:
+        active = active_adapter(model)
+        assert active is not None
+        config = model.peft_config[active]
+        _save(lora_weights(model, active), config, folder)
+        return Adapter(number, name, place, largest_rank(config))
 
 
 def active_adapter(model: Any) -> str | None:

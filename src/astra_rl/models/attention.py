@@ -21,6 +21,9 @@ from transformers.masking_utils import sdpa_mask
 SHORT_ATTENTION = "astra_rl_short"
 """Name of this implementation in the attention registry of transformers."""
 
+GROUPED_ATTENTION = "astra_rl_grouped"
+"""Name of `grouped_attention` in the attention registry of transformers."""
+
 MAX_SCORES = 2**24
 """Maximum number of attention scores per layer; above it the fused kernel is used.
 
@@ -70,10 +73,9 @@ def short_attention(
         or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
         or (attention_mask is not None and attention_mask.shape[1] != 1)
     ):
-        output, _ = sdpa_attention_forward(
+        return grouped_attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
-        return output, None
     if attention_mask is None and length > 1:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         key, value = (key[:, :, :length], value[:, :, :length]) if causal else (key, value)
@@ -90,6 +92,38 @@ def short_attention(
     return output.view(rows, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Fused attention that shares keys and values among the query heads of a group.
+
+    With a mask, transformers copies them for each query head, and the backward pass keeps the
+    copies. For arguments and result see `short_attention`.
+    """
+    if (
+        query.device.type != "cpu"
+        or query.shape[2] == 1
+        or attention_mask is None
+        or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    ):
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+        return output, None
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
 def _apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return scores + mask
@@ -97,29 +131,37 @@ def _apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
-AttentionInterface.register(SHORT_ATTENTION, short_attention)
-AttentionMaskInterface.register(SHORT_ATTENTION, sdpa_mask)
+for _name, _function in (
+    (SHORT_ATTENTION, short_attention),
+    (GROUPED_ATTENTION, grouped_attention),
+):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, sdpa_mask)
 
 
-def use_short_attention(model: PreTrainedModel) -> None:
-    """Switch a half-precision CPU model to `short_attention`, if its family allows it."""
+def use_cpu_attention(model: PreTrainedModel) -> None:
+    """Switch a CPU model to one of these functions, if its family allows it.
+
+    In half precision that is `short_attention`, in float32 `grouped_attention`.
+    """
     if (
         model.device.type == "cpu"
-        and model.dtype != torch.float32
         and model.config._attn_implementation == "sdpa"
         and model._can_set_attn_implementation()
     ):
-        model.set_attn_implementation(SHORT_ATTENTION)
+        is_half = model.dtype != torch.float32
+        model.set_attn_implementation(SHORT_ATTENTION if is_half else GROUPED_ATTENTION)
 
 
 @contextlib.contextmanager
 def fused_attention(model: PreTrainedModel) -> Iterator[None]:
     """Context in which a model uses the fused attention kernel, as a reference implementation."""
-    if model.config._attn_implementation != SHORT_ATTENTION:
+    before = model.config._attn_implementation
+    if before not in (SHORT_ATTENTION, GROUPED_ATTENTION):
         yield
         return
     model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(SHORT_ATTENTION)
+        model.set_attn_implementation(before)

@@ -1,7 +1,7 @@
 """Inference engines beside transformers: the interface, and a sampler that runs a model in one.
 
 An engine holds its own copy of the weights of one model. `EngineSampler` makes sure that it is the
-model it is called with: the base weights must be frozen, an adapter is handed over whenever it has
+model it is called with: what is trained, an adapter or all weights, is handed over whenever it has
 changed, and samples of each new version are compared with the model's own log-probabilities.
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import SAMPLER, Sample, Sampling
 from astra_rl.models.loading import ModelSettings
 from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.versions import FullWeights, Version, Versions, WeightVersions
 
 WARNED_MISMATCH, REFUSED_MISMATCH = 0.1, 0.3
 """Mean absolute difference from the model's log-probabilities, in nats per sampled token, from
@@ -55,7 +56,7 @@ class Engine(Protocol):
         *,
         stop_ids: frozenset[int],
         score_spans: Sequence[tuple[int, int]] | None = None,
-        adapter: Adapter | None = None,
+        version: Adapter | FullWeights | None = None,
     ) -> list[Sample]:
         """Sample one continuation per prompt; see `astra_rl.models.generation.generate`.
 
@@ -67,15 +68,16 @@ class Engine(Protocol):
             seeds: Random seed of each prompt's continuation.
             stop_ids: Tokens that end a continuation.
             score_spans: See `astra_rl.models.generation.Sampler`.
-            adapter: Adapter to sample with; None is the base model.
+            version: What to sample with: an adapter on the weights that the engine was started
+                with, other weights, or None, the weights that it was started with.
 
         Raises:
-            ModelError: The engine failed.
+            ModelError: The engine failed, or has other weights.
             EndpointError: No server of the engine answers.
         """
 
-    def unload(self, adapter: Adapter) -> None:
-        """Forget an adapter, whose folder is about to be deleted."""
+    def unload(self, version: Version) -> None:
+        """Forget a version, whose folder is about to be deleted."""
 
     def sleep(self) -> None:
         """Free memory until the next call, if the engine can and was started for that."""
@@ -85,7 +87,7 @@ def engine_logprobs(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
-    adapter: Adapter | None = None,
+    version: Adapter | FullWeights | None = None,
 ) -> Tensor:
     """Return the log-probability of each token of continuations under an engine.
 
@@ -95,7 +97,7 @@ def engine_logprobs(
         engine: The engine.
         prompts: Token ids; none may be empty.
         continuations: Token ids.
-        adapter: Adapter to score with; None is the base model.
+        version: What to score with, see `Engine.sample`.
 
     Returns:
         Natural logarithms at temperature 1, (B, longest continuation), float32, right-padded with
@@ -113,7 +115,7 @@ def engine_logprobs(
             [0] * len(rows),
             stop_ids=frozenset(),
             score_spans=spans,
-            adapter=adapter,
+            version=version,
         )
     for row, sample in zip(rows, samples, strict=True):
         out[row, : len(sample.prompt_logprobs)] = torch.tensor(sample.prompt_logprobs)
@@ -154,28 +156,34 @@ class EngineAlone:
             )
 
 
+_Kind = Literal["alone", "adapter", "weights"]
+"""What is handed over to an engine: nothing, adapters, or all weights."""
+
+
 @dataclass
 class _Served:
     """A model, the engine that runs it, and the version that was compared with it last."""
 
     engine: Engine
-    versions: AdapterVersions
+    versions: Versions[Adapter] | Versions[FullWeights]
     compared: str | None = ""
 
 
 class EngineSampler:
     """A `Sampler` that runs each model in an engine of its own.
 
-    For frozen models and for attackers that train a LoRA adapter. Full fine-tuning is not
-    supported, because the engine's base weights are not updated.
+    For frozen models, and for attackers that train a LoRA adapter or their own weights. What is
+    trained is saved as a version whenever it has changed, and handed over: an adapter, or a model
+    of all weights.
 
     Args:
         start: Returns the engine of a base model. Its second argument is the rank of the adapters
             that the engine runs, 0 for the base model alone. It is called once for each model, and
             once more if the base model is also sampled from without an adapter.
-        staleness: ``max_staleness`` of the training; ``staleness + 2`` versions of an adapter are
-            kept.
-        adapters: Folder for adapters, see `AdapterVersions`.
+        staleness: ``max_staleness`` of the training; ``staleness + 2`` versions are kept.
+        adapters: Folder for versions, see `Versions`.
+        lacks: Whether an engine lacks the weights of a frozen model when it is started for it, so
+            that they are handed over as well.
 
     Attributes:
         mismatch: Mean absolute difference between the engine's and the model's log-probabilities
@@ -189,9 +197,11 @@ class EngineSampler:
         *,
         staleness: int = 0,
         adapters: Path | None = None,
+        lacks: Callable[[PreTrainedModel], bool] = lambda model: False,
     ) -> None:
         self._start, self._kept, self._adapters = start, staleness + 2, adapters
-        self._served: weakref.WeakKeyDictionary[Any, dict[bool, _Served]] = (
+        self._lacks = lacks
+        self._served: weakref.WeakKeyDictionary[Any, dict[_Kind, _Served]] = (
             weakref.WeakKeyDictionary()
         )
         self.mismatch = math.nan
@@ -212,7 +222,7 @@ class EngineSampler:
         """Sample one continuation per prompt; see `astra_rl.models.generation.generate`.
 
         Raises:
-            ConfigurationError: The base weights are trained, or the adapter is no plain LoRA.
+            ConfigurationError: The adapter is no plain LoRA, or its base weights are trained, too.
             ModelError: The engine failed, or does not run these weights.
             EndpointError: No server of the engine answers.
         """
@@ -222,7 +232,7 @@ class EngineSampler:
         if frozen is not None and (frozen.sampler is not self or frozen.model is not model):
             frozen = None
         served = self._serving(model) if frozen is None else frozen.served
-        adapter = served.versions.current(model) if frozen is None else frozen.adapter
+        version = served.versions.current(model) if frozen is None else frozen.version
         with waiting():
             samples = served.engine.sample(
                 prompts,
@@ -230,28 +240,28 @@ class EngineSampler:
                 seeds,
                 stop_ids=stop_ids,
                 score_spans=score_spans,
-                adapter=adapter,
+                version=version,
             )
-        version = None if adapter is None else adapter.name
+        name = None if version is None else version.name
         # The model may have moved on from a frozen version; it is compared while it has not.
         is_comparable = sampling.is_exact and (
-            frozen is None or served.versions.is_current(model, adapter)
+            frozen is None or served.versions.is_current(model, version)
         )
-        if is_comparable and version != served.compared:
-            served.compared = version
+        if is_comparable and name != served.compared:
+            served.compared = name
             self._compare(model, prompts[:COMPARED_ROWS], samples[:COMPARED_ROWS])
         return samples
 
     def frozen(self, model: Any) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Hand the present adapter of a model to its engine.
+        """Save what a model has learned so far as a version.
 
         Returns:
             Opens a block, in whatever thread, in which this sampler samples the model with that
-            version, whatever its adapter has become; of the versions handed over since, there may
-            be ``staleness + 1``.
+            version, whatever it has learned since; of the versions saved since, there may be
+            ``staleness + 1``.
 
         Raises:
-            ConfigurationError: The base weights are trained, or the adapter is no plain LoRA.
+            ConfigurationError: The adapter is no plain LoRA, or its base weights are trained, too.
         """
         served = self._serving(model)
         return partial(_sampling, _Frozen(self, model, served, served.versions.current(model)))
@@ -263,20 +273,36 @@ class EngineSampler:
                 served.engine.sleep()
 
     def _serving(self, model: Any) -> _Served:
-        if any(p.requires_grad for name, p in model.named_parameters() if "lora_" not in name):
-            raise ConfigurationError(
-                "an inference engine does not get the attacker's base weights while they are "
-                "trained. Train a LoRA adapter (attacker.lora), or use rollout.attacker: own."
-            )
-        name = active_adapter(model)
-        engines = self._served.setdefault(base_of(model), {})
-        has_adapter = name is not None
-        if has_adapter not in engines:
+        base, name = base_of(model), active_adapter(model)
+        engines = self._served.setdefault(base, {})
+        kind = self._kind(model, name, engines)
+        if kind not in engines:
             rank = 0 if name is None else largest_rank(model.peft_config[name])
-            engine = self._start(base_of(model), rank)
-            versions = AdapterVersions(self._kept, engine.unload, self._adapters)
-            engines[has_adapter] = _Served(engine, versions)
-        return engines[has_adapter]
+            engine = self._start(base, rank)
+            kept = WeightVersions if kind == "weights" else AdapterVersions
+            engines[kind] = _Served(engine, kept(self._kept, engine.unload, self._adapters))
+        return engines[kind]
+
+    def _kind(self, model: Any, adapter: str | None, engines: Mapping[_Kind, _Served]) -> _Kind:
+        """Return what is handed over to the engine of a model.
+
+        Raises:
+            ConfigurationError: It would be an adapter and all weights.
+        """
+        trained = any(
+            each.requires_grad for name, each in model.named_parameters() if "lora_" not in name
+        )
+        if adapter is not None and trained:
+            raise ConfigurationError(
+                f"the adapter {adapter!r} and weights below it are trained together, and an engine "
+                "gets one of the two. Train one of them, or use rollout.attacker: own."
+            )
+        if adapter is not None:
+            return "adapter"
+        if trained or "weights" in engines:  # it may be frozen after its training
+            return "weights"
+        is_new = "alone" not in engines
+        return "weights" if is_new and self._lacks(model) else "alone"
 
     def _compare(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]
@@ -304,15 +330,15 @@ class EngineSampler:
 
 @dataclass(frozen=True)
 class _Frozen:
-    """A version of an adapter that samples a model, see `EngineSampler.frozen`."""
+    """A version that samples a model, see `EngineSampler.frozen`."""
 
     sampler: EngineSampler
     model: Any
     served: _Served
-    adapter: Adapter | None
+    version: Adapter | FullWeights | None
 
 
-_frozen: ContextVar[_Frozen | None] = ContextVar("frozen adapter", default=None)
+_frozen: ContextVar[_Frozen | None] = ContextVar("frozen version", default=None)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.token_limit import count_tokens
 from astra_rl.errors import ModelError
+from astra_rl.models.activations import lean_activations
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.kv_cache import repeated
 from astra_rl.models.lm_head import token_logprobs
@@ -106,7 +107,8 @@ def preceding_states(
     if window is not None and sum(level.width for level in tree.levels) > window:
         tree = plan_alone(heads)
     count_tokens(tree.tokens, lambda: backward_tokens(model))
-    states = forward_levels(model, tree.levels).states
+    with lean_activations():
+        states = forward_levels(model, tree.levels).states
     places = [
         place
         for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True))

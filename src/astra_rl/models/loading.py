@@ -21,7 +21,7 @@ from astra_rl.errors import ConfigurationError, ModelError, did_you_mean
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
 from astra_rl.logging import logger
 from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
-from astra_rl.models.attention import use_short_attention
+from astra_rl.models.attention import use_cpu_attention
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.model_config import (
     check_index_of_weights,
@@ -219,7 +219,7 @@ def _load_frozen(
         model.requires_grad_(False)
         model = model.to(resolved_device).eval()
         if not is_chosen:
-            use_short_attention(model)
+            use_cpu_attention(model)
         return model  # type: ignore[no-any-return]
 
 

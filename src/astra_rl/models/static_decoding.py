@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from astra_rl.errors import first_line
 from astra_rl.logging import logger
-from astra_rl.models.attention import SHORT_ATTENTION
+from astra_rl.models.attention import GROUPED_ATTENTION, SHORT_ATTENTION
 from astra_rl.models.decoding import Decoding
 from astra_rl.models.kv_cache import PreallocatedLayer
 from astra_rl.models.lm_head import lm_head_logits
@@ -117,7 +117,11 @@ def can_replay(model: PreTrainedModel) -> bool:
 def _has_static_form(model: PreTrainedModel) -> bool:
     layers = DynamicCache(config=model.config).layers
     is_plain = all(type(layer).__name__ == "DynamicLayer" for layer in layers)
-    return is_plain and model.config._attn_implementation in ("sdpa", SHORT_ATTENTION)
+    return is_plain and model.config._attn_implementation in (
+        "sdpa",
+        SHORT_ATTENTION,
+        GROUPED_ATTENTION,
+    )
 
 
 @torch.no_grad()

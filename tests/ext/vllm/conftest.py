@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from astra_rl.ext.transformers.model_pool import ModelPair
 from astra_rl.testing import tiny_model
+from astra_rl.training.callbacks import TrainerCallback
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -81,3 +82,36 @@ def target_pair(target_folder: Path) -> ModelPair:
 
     model = LlamaForCausalLM.from_pretrained(target_folder).eval().requires_grad_(False)
     return ModelPair(model, AutoTokenizer.from_pretrained(target_folder))
+
+
+class Watch(TrainerCallback):
+    """Keeps the weights before each step, and what was played for it.
+
+    Args:
+        problem: The problem that is trained.
+    """
+
+    def __init__(self, problem):
+        self.problem, self.weights, self.played = problem, [], []
+
+    def on_step_begin(self, trainer, step):
+        self.weights.append([each.detach().clone() for each in self.problem.parameters()])
+
+    def on_experience(self, trainer, graphs):
+        self.played.append([node for graph in graphs for node in graph.nodes()])
+
+    @torch.no_grad()
+    def difference(self, step, weights):
+        """The largest between attacks as they were sampled and with the weights before a step."""
+        nodes = self.played[step]
+        parameters = list(self.problem.parameters())
+        for parameter, then in zip(parameters, self.weights[weights], strict=True):
+            parameter.copy_(then)
+        scored = self.problem.get_attacker_logprobs(
+            [node.context for node in nodes], [node.attack for node in nodes]
+        )
+        return max(
+            abs(a - b)
+            for node, row in zip(nodes, scored.tolist(), strict=True)
+            for a, b in zip(node.attack.logprobs, row, strict=False)
+        )

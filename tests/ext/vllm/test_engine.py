@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from astra_rl import GRPO, Trainer, TrainingConfiguration
 from astra_rl.core.text import Exchange
+from astra_rl.errors import ModelError
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.generation import generate_turns
 from astra_rl.ext.transformers.model_pool import ModelPair
@@ -21,11 +22,11 @@ from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
+from astra_rl.models.versions import FullWeights
 from astra_rl.moderators import FunctionModerator, WildGuardModerator
 from astra_rl.moderators.completion import LocalCompleter
-from astra_rl.training.callbacks import TrainerCallback
 
-from .conftest import OPTIONS
+from .conftest import OPTIONS, Watch
 
 STOP = frozenset({3})
 PROMPTS = [[2, *range(5, 30)], [2, 9, 10, 11], [4, 5], [2, *range(30, 5, -1)]]
@@ -94,7 +95,7 @@ def test_each_version_of_an_adapter_is_sampled_over_a_long_prefix(problem, sampl
         )
         assert difference(problem.attacker, prompts, samples) < EXACT
         assert sampler.mismatch < EXACT
-        served = sampler._served[problem.attacker.get_base_model()][True]
+        served = sampler._served[problem.attacker.get_base_model()]["adapter"]
         current = served.versions.current(problem.attacker)
         names.add(current.name)
         folder = current.folder.parent
@@ -119,42 +120,73 @@ def test_a_training_plays_ahead_with_the_adapter_of_the_step_before(attacker_fol
         target_sampling=Sampling(max_new_tokens=4),
     )  # fmt: skip
     change(trained, 0)
-    weights, played = [], []
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, trainer, step):
-            weights.append([each.detach().clone() for each in trained.parameters()])
-
-        def on_experience(self, trainer, graphs):
-            played.append([node for graph in graphs for node in graph.nodes()])
-
+    watch = Watch(trained)
     config = TrainingConfiguration(
         lr=0.02, batch_size=8, training_steps=4, num_episodes_per_experience=4, seed=0,
         max_staleness=1,
     )  # fmt: skip
     environment = ASTEnvironment(trained, ["hello", "what is it?"], 2, 2)
     algorithm = GRPO(trained, old_logprobs="corrected", kl_in_loss=0.1)
-    Trainer(config, environment, algorithm, callbacks=[Watch()]).train()
-    largest, moved = 0.0, 0.0
-    for step, nodes in enumerate(played):
-        for age in (1, 0):
-            with torch.no_grad():
-                for parameter, then in zip(
-                    trained.parameters(), weights[max(0, step - age)], strict=True
-                ):
-                    parameter.copy_(then)
-                scored = trained.get_attacker_logprobs(
-                    [node.context for node in nodes], [node.attack for node in nodes]
-                )
-            found = max(
-                abs(a - b)
-                for node, row in zip(nodes, scored.tolist(), strict=True)
-                for a, b in zip(node.attack.logprobs, row, strict=False)
-            )
-            largest, moved = max(largest, found * age), max(moved, found * (1 - age))
+    Trainer(config, environment, algorithm, callbacks=[watch]).train()
+    largest = max(watch.difference(step, max(0, step - 1)) for step in range(4))
     assert largest < EXACT
-    assert moved > 0.01  # the weights of the step itself are others
+    # The weights of the step itself are others.
+    assert max(watch.difference(step, step) for step in range(4)) > 0.01
     print("mismatch of attacks that were played ahead:", largest)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_training_of_all_weights_samples_each_step_with_its_weights(attacker_folder, staleness):
+    """With a learning rate at which the weights of another step would show."""
+    trained = HFASTProblem(
+        *[str(attacker_folder)] * 3, FunctionModerator(lambda texts: [len(t) % 2 for t in texts]),
+        attacker_sampler=VLLMSampler(staleness=staleness, **OPTIONS), dtype="float32",
+        attacker_sampling=Sampling(max_new_tokens=8),
+        target_sampling=Sampling(max_new_tokens=4),
+    )  # fmt: skip
+    watch = Watch(trained)
+    config = TrainingConfiguration(
+        lr=0.02, batch_size=8, training_steps=4, num_episodes_per_experience=4, seed=0,
+        max_staleness=staleness,
+    )  # fmt: skip
+    environment = ASTEnvironment(trained, ["hello", "what is it?"], 2, 2)
+    algorithm = GRPO(trained, old_logprobs="corrected", kl_in_loss=0.1)
+    Trainer(config, environment, algorithm, callbacks=[watch]).train()
+    largest = max(watch.difference(step, max(0, step - staleness)) for step in range(4))
+    assert largest < EXACT
+    others = [(step, step - staleness - 1) for step in range(staleness + 1, 4)]
+    nearest = min(watch.difference(step, weights) for step, weights in others)
+    assert nearest > 0.1
+    print(f"mismatch of all weights, staleness {staleness}: {largest}; of those before: {nearest}")
+
+
+def test_what_all_weights_were_loaded_into_samples_no_other_model(attacker_folder, tmp_path):
+    """Nor does the engine of a frozen model get the weights of its trained copy."""
+    sampler = VLLMSampler(**OPTIONS)
+    trained, frozen = load(attacker_folder).model, load(attacker_folder).model
+    trained.requires_grad_(True)
+    sampling = Sampling(max_new_tokens=10)
+    for version in range(3):
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape))
+        prompts = [[*LONG, *tail] for tail in ([7], [8, 9], [10])]
+        samples = sampler(trained, prompts, sampling, range(3), stop_ids=STOP)
+        assert difference(trained, prompts, samples) < EXACT
+        assert difference(frozen, prompts, samples) > 0.1
+        served = sampler._served[trained]["weights"]
+        current = served.versions.current(trained)
+        assert current.name.startswith(f"attacker-v{version + 1}-")
+        assert len(list(current.folder.parent.iterdir())) <= 2
+        samples = sampler(frozen, prompts, sampling, range(3), stop_ids=STOP)
+        assert difference(frozen, prompts, samples) < EXACT
+    with pytest.raises(ModelError, match=r"attacker-v3-.*default were asked for"):
+        served.engine.sample(PROMPTS, sampling, range(4), stop_ids=STOP)
+    empty = FullWeights(4, "attacker-v4-empty", tmp_path)
+    with pytest.raises(ModelError, match="cannot load attacker-v4-empty"):
+        served.engine.sample(PROMPTS, sampling, range(4), stop_ids=STOP, version=empty)
+    samples = sampler(trained, prompts, sampling, range(3), stop_ids=STOP)  # loaded again
+    assert difference(trained, prompts, samples) < EXACT
 
 
 def test_a_frozen_adapter_is_what_an_evaluation_samples(problem, sampler, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,16 +17,24 @@ from astra_rl.models.adapter_versions import Adapter
 from astra_rl.models.engines import EngineSampler
 from astra_rl.models.generation import Sample, Sampling
 from astra_rl.models.rendering import context_window
+from astra_rl.models.versions import FullWeights, Version
 
 RANKS = (8, 16, 32, 64, 128, 256, 512)
 """Largest ranks of adapters that a vLLM engine can be started with."""
+
+
+STARTED_WITH = "default"
+"""What vLLM calls the weights that an engine was started with."""
+LOADING = "loading"
+"""What they are called while others are loaded, and after a load that failed."""
 
 
 class VLLMEngine:
     """A model in a vLLM engine of this process.
 
     An engine that runs adapters gives no log-probabilities of prompts: vLLM's LoRA layers compute
-    those of sampled tokens only.
+    those of sampled tokens only. It has one version of weights at a time, and vLLM names it for
+    every sample; once others were loaded, those that it was started with are refused.
 
     Args:
         model: Hub id or folder of a complete model.
@@ -59,6 +68,8 @@ class VLLMEngine:
             )
         self.model, self.rank, self._sleeps = model, rank, sleep
         self._asleep = False
+        self._weights = STARTED_WITH
+        self._lock = threading.Lock()  # an engine samples for one thread at a time
         settings: dict[str, Any] = {
             "skip_tokenizer_init": True,  # ids in and out
             # Those of the distribution that was sampled from.
@@ -87,7 +98,7 @@ class VLLMEngine:
         *,
         stop_ids: frozenset[int],
         score_spans: Sequence[tuple[int, int]] | None = None,
-        adapter: Adapter | None = None,
+        version: Adapter | FullWeights | None = None,
     ) -> list[Sample]:
         """See `astra_rl.models.engines.Engine`."""
         spans = [(0, 0)] * len(prompts) if score_spans is None else score_spans
@@ -96,30 +107,38 @@ class VLLMEngine:
                 f"the vLLM engine of {self.model!r} runs adapters, and vLLM then gives no "
                 "log-probabilities of prompts. Use an engine without adapters for this model."
             )
+        adapter = version if isinstance(version, Adapter) else None
         if adapter is not None and adapter.rank > self.rank:
             raise ModelError(
                 f"adapter {adapter.name} has rank {adapter.rank}; the engine of {self.model!r} was "
                 f"started for at most {self.rank}."
             )
-        self.wake()
-        try:
-            outputs = self._engine.generate(
-                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                [
-                    self._parameters(sampling, seed, stop_ids, scores_prompt=stop > start)
-                    for seed, (start, stop) in zip(seeds, spans, strict=True)
-                ],
-                lora_request=self._request(adapter),
-                use_tqdm=False,
-            )
-        except Exception as error:  # the types of vLLM and torch
-            raise ModelError(f"vLLM failed to sample: {first_line(error)}") from error
+        with self._lock:
+            self.wake()
+            if isinstance(version, FullWeights):
+                self._load(version)
+            asked = version.name if isinstance(version, FullWeights) else STARTED_WITH
+            self._check_weights({self._weights}, asked)
+            try:
+                outputs = self._engine.generate(
+                    [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                    [
+                        self._parameters(sampling, seed, stop_ids, scores_prompt=stop > start)
+                        for seed, (start, stop) in zip(seeds, spans, strict=True)
+                    ],
+                    lora_request=self._request(adapter),
+                    use_tqdm=False,
+                )
+            except Exception as error:  # the types of vLLM and torch
+                raise ModelError(f"vLLM failed to sample: {first_line(error)}") from error
+        named = (each for output in outputs for each in output.outputs[0].weight_versions)
+        self._check_weights({each.version for each in named}, asked)
         return [
             _sample(output, sampling, stop_ids, span)
             for output, span in zip(outputs, spans, strict=True)
         ]
 
-    def unload(self, adapter: Adapter) -> None:
+    def unload(self, version: Version) -> None:
         """See `astra_rl.models.engines.Engine`; vLLM itself drops the least recently used one."""
 
     def sleep(self) -> None:
@@ -133,6 +152,37 @@ class VLLMEngine:
         if self._asleep:
             self._engine.wake_up()
             self._asleep = False
+
+    def _load(self, version: FullWeights) -> None:
+        """Replace the weights by those of a version, unless they are."""
+        if version.name == self._weights:
+            return
+        self._name_weights(LOADING)
+        try:
+            self._engine.collective_rpc(
+                "reload_weights", kwargs={"weights_path": str(version.folder)}
+            )
+            was_reset = self._engine.reset_prefix_cache()  # it is of the weights before
+        except Exception as error:  # the types of vLLM and torch
+            raise ModelError(f"vLLM cannot load {version.name}: {first_line(error)}") from error
+        if not was_reset:
+            raise ModelError(
+                f"vLLM cannot reset its prefix cache for {version.name}. Use the engine for "
+                "nothing else at the same time."
+            )
+        self._name_weights(version.name)
+
+    def _name_weights(self, name: str) -> None:
+        self._engine.update_weight_version(name)
+        self._weights = name
+
+    def _check_weights(self, found: set[str], asked: str) -> None:
+        """Raise unless weights are those that were asked for."""
+        if other := found - {asked}:
+            raise ModelError(
+                f"the vLLM engine of {self.model!r} has the weights {', '.join(sorted(other))}, "
+                f"and {asked} were asked for. Give each model an engine of its own."
+            )
 
     def _parameters(
         self, sampling: Sampling, seed: int, stop_ids: frozenset[int], *, scores_prompt: bool

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -81,7 +81,8 @@ def _next_words(attacker: ModelPair, text: str) -> list[str]:
     ids = attacker.tokenizer([text], add_special_tokens=False, return_tensors="pt")["input_ids"]
     order = attacker.model(input_ids=ids).logits[0, -1].argsort(descending=True).tolist()
     special = set(attacker.tokenizer.all_special_ids)
-    return [attacker.tokenizer.decode([each]).strip() for each in order if each not in special]
+    words = attacker.tokenizer.batch_decode([[each] for each in order if each not in special])
+    return [word.strip() for word in words]
 
 
 @torch.no_grad()
@@ -90,6 +91,7 @@ def _finished(
 ) -> list[str]:
     """Return attacks that begin with these words, finished by the attacker at temperature 1."""
     tokenizer = attacker.tokenizer
+    model: Any = attacker.model
     encoded = [
         tokenizer(f"{opening} {start}", add_special_tokens=False)["input_ids"] for start in starts
     ]
@@ -99,7 +101,7 @@ def _finished(
     mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in encoded])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        outputs = attacker.model.generate(
+        outputs = model.generate(
             input_ids=ids,
             attention_mask=mask,
             do_sample=True,

@@ -70,10 +70,12 @@ class Server:
         stale: Whether cached prefixes are of other weights than it has.
         paused: Whether it answers no completions.
         fails_at: Path that ends as if the client had gone away.
+        then: What happens once after a request of a path.
     """
 
     def __init__(self, make):
         self.fails, self.fails_at, self.adapters, self.requests = None, None, {}, []
+        self.then = {}
         self.changes, self.loads = lambda reply: reply, True
         self.models = {"served": make().model}
         self.is_open, self.label, self.stale, self.paused = False, "default", False, False
@@ -134,10 +136,9 @@ class Server:
 
     def in_development(self, path, body):
         """As vLLM answers with VLLM_SERVER_DEV_MODE=1; None on its other paths."""
-        if path == self.fails_at:
-            self.answer_in_development(path, body)
-            return 500, {"error": {"message": "gone"}}
-        return self.answer_in_development(path, body)
+        found = self.answer_in_development(path, body)
+        self.then.pop(path, lambda: None)()
+        return (500, {"error": {"message": "gone"}}) if path == self.fails_at else found
 
     def answer_in_development(self, path, body):
         if path == "/weight_info":
@@ -502,7 +503,8 @@ def test_all_weights_are_handed_over_by_version_to_each_server_once(open_servers
             "/update_weight_version", "/resume",
         ]  # fmt: skip
         bodies = [body for path, body, _ in each.requests if path == "/update_weight_version"]
-        assert bodies[0] == {"new_version": "loading"}  # were it to fail, no version is claimed
+        # Were it to fail, no version is claimed.
+        assert bodies[0]["new_version"].startswith("loading attacker-v1-")
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
@@ -566,6 +568,38 @@ def test_a_server_whose_loading_ends_halfway_is_used_by_nobody_before_it_loads(o
     assert_sampled_from(model, sample_with(other, model))
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize(
+    "path", ["/update_weight_version", "/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache"]
+)
+def test_weights_that_another_run_loads_at_the_same_time_never_get_the_name(
+    open_servers, caplog, path, is_done
+):
+    first, model = open_servers[0], trained()
+    change(model)
+
+    def load_those_of_another_run():
+        first.models["served"] = make().model
+        first.label = "attacker-v1-of-another" if is_done else "loading attacker-v1-of-another"
+
+    first.then[path] = load_those_of_another_run
+    assert_sampled_from(model, sample_with(server_sampler(pool_of([first])), model))
+    assert "another run gives it weights" in caplog.text
+
+
+def test_replies_during_which_a_server_was_given_weights_are_refused(open_servers):
+    """Those of a target or of an adapter do not say which weights they are of."""
+    first = open_servers[0]
+
+    def given(reply):
+        first.label = "attacker-v1-of-another"
+        return reply
+
+    first.changes = given
+    with pytest.raises(EndpointError, match="was given attacker-v1-of-another"):
+        sample(pool_of([first]), PROMPTS[:1])
+
+
 def test_a_server_that_answers_with_other_weights_is_refused(open_servers):
     """However often it gets those that are asked for."""
 
@@ -599,7 +633,8 @@ def test_a_folder_that_a_server_cannot_read_is_named_and_the_server_answers_noth
     gone = FullWeights(1, "attacker-v1-12345678", Path("/nowhere"))
     with pytest.raises(EndpointError, match=r"cannot load /nowhere, which it must be able to read"):
         sample(pool, version=gone)
-    assert (open_servers[0].label, open_servers[0].paused) == ("loading", True)
+    label, paused = open_servers[0].label, open_servers[0].paused
+    assert (label, paused) == ("loading attacker-v1-12345678", True)
     model = trained()  # with weights that are there, it goes on
     assert_sampled_from(model, sample_with(server_sampler(pool_of(open_servers[:1])), model))
 

@@ -587,6 +587,18 @@ def test_weights_that_another_run_loads_at_the_same_time_never_get_the_name(
     assert "another run gives it weights" in caplog.text
 
 
+def test_a_server_that_has_the_weights_already_does_not_load_them_again(open_servers, tmp_path):
+    """As of another process of the run, which may have stopped before the server went on."""
+    first, model = open_servers[0], trained()
+    change(model)
+    model.save_pretrained(tmp_path)
+    version = FullWeights(1, "attacker-v1-12345678", tmp_path)
+    for paused in (False, True):
+        first.paused = paused
+        assert_sampled_from(model, sample(pool_of([first]), version=version))
+    assert len(loads(first)) == 1
+
+
 def test_replies_during_which_a_server_was_given_weights_are_refused(open_servers):
     """Those of a target or of an adapter do not say which weights they are of."""
     first = open_servers[0]

@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from astra_rl.distributed.launch import world_size
 from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.models.adapters import save_model
 
@@ -32,7 +33,9 @@ class Version(Protocol):
         """Name at the engine, ``attacker-v{number}-{random characters of the run}``.
 
         No two versions share one, not even of runs that start with the same weights on the same
-        servers: what one of them unloads and deletes is never what the other one samples with.
+        servers: what one of them unloads and deletes is never what the other one samples with. If
+        several processes were started together, which have the same weights, the characters are
+        those of a checksum of the weights, so that they share versions.
         """
 
     @property
@@ -70,7 +73,7 @@ class Versions(ABC, Generic[VersionT]):
         if folder is not None:
             self._folder.chmod(0o755)  # servers may run as another user
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._run = secrets.token_hex(4)
+        self._run = secrets.token_hex(4) if world_size() == 1 else ""
         self._kept, self._unload = kept, unload
         self._versions: list[tuple[str, VersionT]] = []
         self._count = 0
@@ -91,7 +94,8 @@ class Versions(ABC, Generic[VersionT]):
         if known is not None:
             return known
         self._count += 1
-        name, place = f"attacker-v{self._count}-{self._run}", self._folder / str(self._count)
+        name = f"attacker-v{self._count}-{self._run or digest[:8]}"
+        place = self._folder / str(self._count)
         with replace_folder(place) as folder:
             version = self._save(model, folder, self._count, name, place)
         self._versions.append((digest, version))
@@ -163,4 +167,5 @@ def _row_sums(rows: Tensor) -> Tensor:
 @cache
 def _keys(device: torch.device, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator).to(device)
+    low, high = -(2**63), 2**63 - 1
+    return torch.randint(low, high, (count,), generator=generator, device="cpu").to(device)

@@ -64,7 +64,7 @@ class VLLMEngine:
         if (count := world_size()) > 1:
             raise ConfigurationError(
                 f"vLLM in this process, in a run of {count} processes; each would start an engine. "
-                "Start servers, and use rollout: {servers: [...]}."
+                "Start servers, which several processes can share, or one process."
             )
         self.model, self.rank, self._sleeps = model, rank, sleep
         self._asleep = False

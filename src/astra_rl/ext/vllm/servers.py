@@ -349,7 +349,10 @@ class _Weights:
 
     async def prepare(self, server: _Server, client: Any) -> None:
         # Asked anew for each call: another run may have changed them, or stopped while it did.
-        if server.weights == self.name and await _weights_of(server, client) == self.name:
+        if await _weights_of(server, client) == self.name:
+            if server.weights != self.name:  # its connection may have broken before this
+                await _post(server, client, "/resume", {})
+            server.weights = self.name
             return
         server.weights = None
         loading = f"{LOADING} {self.name}"

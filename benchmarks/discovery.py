@@ -24,13 +24,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 from common import RESULTS, Row, save
 
-from astra_rl.algorithms import GRPO, ExpertIteration
+from astra_rl.algorithms import GRPO, ExpertIteration, WarmStart
 from astra_rl.algorithms.exploration import Exploration
+from astra_rl.algorithms.imitation import ImitationStep
 from astra_rl.bench import (
     Call,
     Discovery,
@@ -39,10 +41,13 @@ from astra_rl.bench import (
     NoTraining,
     OrganismTarget,
     PlantedTarget,
+    Played,
     discovered,
     over_seeds,
     play,
 )
+from astra_rl.bench.causes import causes
+from astra_rl.bench.continuations import continue_causes
 from astra_rl.bench.discovery import NUMBERS
 from astra_rl.bench.play import PlayedTarget
 from astra_rl.core.algorithm import Algorithm
@@ -61,6 +66,8 @@ BUDGETS = (512, 2048, 8000, 20032)
 AFTER = 0
 """Key of what the trained attacker does without exploration, after another opening."""
 AFTER_CALLS = 2048
+PER_STEP = 64
+"""Calls of a training step."""
 
 
 @dataclass(frozen=True)
@@ -105,24 +112,40 @@ class Method:
         settings: Further arguments of `play`.
         members: Number of attackers that are trained one after the other with equal parts of the
             calls. They share the reward, so each is pushed from what those before it found.
+        last: Trains the attacker that is evaluated in place of the members, without target calls,
+            from the last member, the calls of all and a seed.
+        temperature: Sampling temperature of the trained attackers when they are evaluated.
+        continued: Calls at the end of the search, a multiple of `PER_STEP`, that continue the
+            causes which are known by then, see `continue_causes`.
     """
 
     make: Callable[[Any], Algorithm[Any, Any, Any, Any]]
     reward: Callable[[], RewardPart] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     members: int = 1
+    last: Callable[[Played, Sequence[Call], int], Played] | None = None
+    temperature: float = 1.0
+    continued: int = 0
 
     def play(self, target: PlayedTarget, calls: int, seed: int) -> tuple[list[Call], list[Call]]:
         """Return the calls of the training, and those of the trained attackers in equal parts."""
         reward = None if self.reward is None else self.reward()
-        made: list[Call] = []
-        after: list[Call] = []
+        trained: dict[int, Played] = {}
         for member in range(self.members):
             of = derive_seed(seed, "member", member) if member else seed
-            part = calls // self.members
-            played = play(target, self.make, calls=part, reward=reward, seed=of, **self.settings)
-            made += played.calls
-            after += played.held_out(AFTER_CALLS // self.members, seed=of)
+            part = (calls - self.continued) // self.members
+            trained[of] = play(
+                target, self.make, calls=part, reward=reward, seed=of, **self.settings
+            )
+        made = [call for each in trained.values() for call in each.calls]
+        for number in range(self.continued // PER_STEP):
+            made += continue_causes(trained[of], made, PER_STEP, seed + number)
+        if self.last is not None:
+            trained = {seed: self.last(trained[of], made, seed)}
+        after: list[Call] = []
+        for of, each in trained.items():
+            with each.problem.attacking_at(self.temperature):
+                after += each.held_out(AFTER_CALLS // len(trained), seed=of)
         return made, after
 
 
@@ -206,6 +229,41 @@ def _imitates(problem: Any, **options: Any) -> ExpertIteration:
     )
 
 
+def imitates_causes(
+    search: Played, made: Sequence[Call], seed: int, each: int = 16, steps: int = 200
+) -> Played:
+    """Return a new attacker, trained by SFT on the successes of a search; it makes no calls.
+
+    The successes are grouped by the pair of words that explains them (`causes`). Causes are drawn
+    in proportion to the square root of their successes, and an attack from the likeliest of a
+    cause, because unlikely ones have words that do not matter.
+
+    Args:
+        search: An attacker of the search, for the likelihood under the untrained one.
+        made: The calls of the search.
+        seed: Seed of the draws and of the training.
+        each: Most attacks of a cause.
+        steps: Training steps of `PER_STEP` attacks.
+    """
+    groups = list(causes(made).values())
+    if not groups:
+        return search
+    nll = search.nll(sorted(attack for group in groups for attack in group))
+    likely = [sorted(group, key=nll.__getitem__)[:each] for group in groups]
+    weights = [math.sqrt(len(group)) for group in groups]
+    random = Random(seed)
+    drawn = random.choices(likely, weights, k=steps * PER_STEP)
+    attacks = [ImitationStep("", random.choice(group)) for group in drawn]
+    return play(
+        search.target,
+        partial(WarmStart, attacks=attacks),
+        calls=len(attacks),
+        per_step=PER_STEP,
+        seed=seed,
+        lr=1e-3,
+    )
+
+
 def tempered(problem: Any) -> NoTraining:
     """Return the untrained attacker at temperatures of 1.5 to 2: rare attacks are likelier."""
     algorithm = NoTraining(problem)
@@ -249,6 +307,17 @@ METHODS = {
         partial(pays_rare_words, 0.3),
         {"lr": 1e-3},
         members=5,
+    ),
+    f"{IMITATES} by rare words, likely, population of 3, then causes": Method(
+        partial(imitates_kinds, rehearse=64),
+        partial(pays_rare_words, 0.3),
+        {"lr": 1e-3},
+        members=3,
+        last=imitates_causes,
+        temperature=0.8,
+    ),
+    f"{TEMPERED}, causes continued": Method(
+        tempered, last=imitates_causes, temperature=0.8, continued=3968
     ),
 }
 

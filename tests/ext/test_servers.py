@@ -69,10 +69,13 @@ class Server:
         label: What it calls its weights.
         stale: Whether cached prefixes are of other weights than it has.
         paused: Whether it answers no completions.
+        fails_at: Path that ends as if the client had gone away.
+        then: What happens once after a request of a path.
     """
 
     def __init__(self, make):
-        self.fails, self.adapters, self.requests = None, {}, []
+        self.fails, self.fails_at, self.adapters, self.requests = None, None, {}, []
+        self.then = {}
         self.changes, self.loads = lambda reply: reply, True
         self.models = {"served": make().model}
         self.is_open, self.label, self.stale, self.paused = False, "default", False, False
@@ -133,6 +136,11 @@ class Server:
 
     def in_development(self, path, body):
         """As vLLM answers with VLLM_SERVER_DEV_MODE=1; None on its other paths."""
+        found = self.answer_in_development(path, body)
+        self.then.pop(path, lambda: None)()
+        return (500, {"error": {"message": "gone"}}) if path == self.fails_at else found
+
+    def answer_in_development(self, path, body):
         if path == "/weight_info":
             return 200, {"weight_version": self.label}
         if path == "/pause?mode=wait":
@@ -491,15 +499,16 @@ def test_all_weights_are_handed_over_by_version_to_each_server_once(open_servers
         assert not each.paused
         changes = [path for path, _, _ in each.requests if path != "/inference/v1/generate"]
         assert changes[:6] == [
-            "/pause?mode=wait", "/update_weight_version", "/collective_rpc", "/reset_prefix_cache",
+            "/update_weight_version", "/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache",
             "/update_weight_version", "/resume",
         ]  # fmt: skip
         bodies = [body for path, body, _ in each.requests if path == "/update_weight_version"]
-        assert bodies[0] == {"new_version": "loading"}  # were it to fail, no version is claimed
+        # Were it to fail, no version is claimed.
+        assert bodies[0]["new_version"].startswith("loading attacker-v1-")
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_server_that_was_started_again_gets_the_weights_before_it_is_used(open_servers, caplog):
+def test_a_server_that_was_started_again_gets_the_weights_before_it_is_used(open_servers):
     """Whether it was seen to be gone or not."""
     model, pool = trained(), pool_of(open_servers)
     sampler = server_sampler(pool)
@@ -509,10 +518,8 @@ def test_a_server_that_was_started_again_gets_the_weights_before_it_is_used(open
     first = open_servers[pool.assignment(PROMPTS)[0]]
     first.restart()
     assert_sampled_from(model, sample_with(sampler, model))
-    assert "another version; its requests go to other servers" in caplog.text
-    pool._servers[pool.assignment(PROMPTS)[0]].not_before = 0.0  # the wait is over
-    assert_sampled_from(model, sample_with(sampler, model))
     assert loads(first)[-2:] == ["2", "2"]
+    assert all(each.failures == 0 for each in pool._servers)  # nothing was sent in vain
     first.fails = 503
     assert_sampled_from(model, sample_with(sampler, model))
     first.restart()
@@ -520,6 +527,89 @@ def test_a_server_that_was_started_again_gets_the_weights_before_it_is_used(open
     pool._servers[pool.assignment(PROMPTS)[0]].not_before = 0.0
     assert_sampled_from(model, sample_with(sampler, model))
     assert first.label.startswith("attacker-v2-")
+
+
+def test_a_server_that_starts_again_during_a_call_gets_the_weights_again(open_servers, caplog):
+    model, pool = trained(), pool_of(open_servers[:1])
+    change(model)
+    sampler = server_sampler(pool)
+    first = open_servers[0]
+
+    def restarts(reply):
+        first.changes = lambda reply: reply
+        first.restart()
+        span = {"version": "default", "start": 0, "end": 1}
+        return reply | {"choices": [reply["choices"][0] | {"weight_versions": [span]}]}
+
+    first.changes = restarts
+    assert_sampled_from(model, sample_with(sampler, model))
+    assert "another version; its requests go to other servers" in caplog.text
+    assert loads(first) == ["1", "1"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/update_weight_version", "/pause?mode=wait", "/collective_rpc", "/resume"]
+)
+def test_a_server_whose_loading_ends_halfway_is_used_by_nobody_before_it_loads(open_servers, path):
+    """As when a run is stopped: the server may stay paused, and would keep others waiting."""
+    first, model = open_servers[0], trained()
+    change(model)
+    sample_with(server_sampler(pool_of([first])), model)  # another run, which thinks it has it
+    other = server_sampler(pool_of([first]))
+    sample_with(other, model)
+    first.fails_at = path
+    change(model)
+    with pytest.raises(EndpointError):
+        sample_with(server_sampler(pool_of([first], max_tries=1)), model)
+    first.fails_at = None
+    assert first.label != "default"
+    with pytest.raises(EndpointError, match="Start it again"):
+        sample(pool_of([first]))
+    assert_sampled_from(model, sample_with(other, model))
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize(
+    "path", ["/update_weight_version", "/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache"]
+)
+def test_weights_that_another_run_loads_at_the_same_time_never_get_the_name(
+    open_servers, caplog, path, is_done
+):
+    first, model = open_servers[0], trained()
+    change(model)
+
+    def load_those_of_another_run():
+        first.models["served"] = make().model
+        first.label = "attacker-v1-of-another" if is_done else "loading attacker-v1-of-another"
+
+    first.then[path] = load_those_of_another_run
+    assert_sampled_from(model, sample_with(server_sampler(pool_of([first])), model))
+    assert "another run gives it weights" in caplog.text
+
+
+def test_a_server_that_has_the_weights_already_does_not_load_them_again(open_servers, tmp_path):
+    """As of another process of the run, which may have stopped before the server went on."""
+    first, model = open_servers[0], trained()
+    change(model)
+    model.save_pretrained(tmp_path)
+    version = FullWeights(1, "attacker-v1-12345678", tmp_path)
+    for paused in (False, True):
+        first.paused = paused
+        assert_sampled_from(model, sample(pool_of([first]), version=version))
+    assert len(loads(first)) == 1
+
+
+def test_replies_during_which_a_server_was_given_weights_are_refused(open_servers):
+    """Those of a target or of an adapter do not say which weights they are of."""
+    first = open_servers[0]
+
+    def given(reply):
+        first.label = "attacker-v1-of-another"
+        return reply
+
+    first.changes = given
+    with pytest.raises(EndpointError, match="was given attacker-v1-of-another"):
+        sample(pool_of([first]), PROMPTS[:1])
 
 
 def test_a_server_that_answers_with_other_weights_is_refused(open_servers):
@@ -555,7 +645,8 @@ def test_a_folder_that_a_server_cannot_read_is_named_and_the_server_answers_noth
     gone = FullWeights(1, "attacker-v1-12345678", Path("/nowhere"))
     with pytest.raises(EndpointError, match=r"cannot load /nowhere, which it must be able to read"):
         sample(pool, version=gone)
-    assert (open_servers[0].label, open_servers[0].paused) == ("loading", True)
+    label, paused = open_servers[0].label, open_servers[0].paused
+    assert (label, paused) == ("loading attacker-v1-12345678", True)
     model = trained()  # with weights that are there, it goes on
     assert_sampled_from(model, sample_with(server_sampler(pool_of(open_servers[:1])), model))
 

@@ -12,6 +12,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import episode_seeds
+from astra_rl.core.text import Conversation
 from astra_rl.evaluation.measures.embeddings import Embedder
 from astra_rl.ext.transformers.problem import HFASTProblem, ModelPair
 from astra_rl.ext.transformers.value import HFValueProblem
@@ -110,6 +111,22 @@ class Played:
         made = _calls(self.target, graphs)
         totals = logprobs.sum(dim=1).tolist()
         return [replace(call, nll=-total) for call, total in zip(made, totals, strict=True)]
+
+    def nll(self, attacks: Sequence[str]) -> dict[str, float]:
+        """Return the negative log-likelihood of attacks under the untrained attacker, in nats.
+
+        They follow the opening of training.
+
+        Args:
+            attacks: The attacks.
+        """
+        context = Conversation.of(self.target.openings[0])
+        found: dict[str, float] = {}
+        for start in range(0, len(attacks), 256):
+            batch = attacks[start : start + 256]
+            logprobs = self.problem.get_baseline_logprobs([context] * len(batch), batch)
+            found.update(zip(batch, (-logprobs.sum(dim=1)).tolist(), strict=True))
+        return found
 
 
 def play(

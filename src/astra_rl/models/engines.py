@@ -248,8 +248,8 @@ class EngineSampler:
             frozen is None or served.versions.is_current(model, version)
         )
         if is_comparable and name != served.compared:
-            served.compared = name
             self._compare(model, prompts[:COMPARED_ROWS], samples[:COMPARED_ROWS])
+            served.compared = name
         return samples
 
     def frozen(self, model: Any) -> Callable[[], contextlib.AbstractContextManager[None]]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
+from astra_rl.distributed.launch import world_size
 from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.models.adapters import save_model
 
@@ -26,10 +30,12 @@ class Version(Protocol):
 
     @property
     def name(self) -> str:
-        """Name at the engine, ``attacker-v{number}-{digest of the weights}``.
+        """Name at the engine, ``attacker-v{number}-{random characters of the run}``.
 
-        No two versions share one, not even of different runs on the same servers, so that no cached
-        prefix is of another.
+        No two versions share one, not even of runs that start with the same weights on the same
+        servers: what one of them unloads and deletes is never what the other one samples with. If
+        several processes were started together, which have the same weights, the characters are
+        those of a checksum of the weights, so that they share versions.
         """
 
     @property
@@ -67,6 +73,7 @@ class Versions(ABC, Generic[VersionT]):
         if folder is not None:
             self._folder.chmod(0o755)  # servers may run as another user
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._run = secrets.token_hex(4) if world_size() == 1 else ""
         self._kept, self._unload = kept, unload
         self._versions: list[tuple[str, VersionT]] = []
         self._count = 0
@@ -87,7 +94,8 @@ class Versions(ABC, Generic[VersionT]):
         if known is not None:
             return known
         self._count += 1
-        name, place = f"attacker-v{self._count}-{digest[:8]}", self._folder / str(self._count)
+        name = f"attacker-v{self._count}-{self._run or digest[:8]}"
+        place = self._folder / str(self._count)
         with replace_folder(place) as folder:
             version = self._save(model, folder, self._count, name, place)
         self._versions.append((digest, version))
@@ -117,25 +125,47 @@ class WeightVersions(Versions[FullWeights]):
     """Versions of all weights of a model, see `Versions`; the model must have no adapter."""
 
     def _digest(self, model: Any) -> str:
-        return digest_of_rows(model)
+        return digest_of_weights(model)
 
     def _save(self, model: Any, folder: Path, number: int, name: str, place: Path) -> FullWeights:
         save_model(model, folder)
         return FullWeights(number, name, place)
 
 
-@torch.no_grad()
-def digest_of_rows(model: Any) -> str:
-    """Return a checksum of all parameters: of the sum of the bits of each row of a matrix.
+_WORDS_ON_CPU, _WORDS = 1 << 17, 1 << 24
+"""Words that are multiplied at a time: on a CPU they fit its cache."""
 
-    It is asked for at every sampling. The sums are computed where the weights are, 18 times faster
-    on a CPU than a checksum of all bytes.
+
+@torch.no_grad()
+def digest_of_weights(model: Any) -> str:
+    """Return a checksum of all parameters, which is asked for at every sampling.
+
+    Each row of a matrix is reduced, on its device, to the sum of its 4 byte words times random keys
+    of 64 bits, one for each place. So values that change places or signs are seen as well; for two
+    rows that differ, the chance of the same sum is at most 2**-32. On a CPU that is 4 times faster
+    than a checksum of all bytes.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, value in model.named_parameters():
         bits = value.detach().contiguous()
-        if bits.dim() > 1 and bits[0].nbytes % 8 == 0:
-            bits = bits.flatten(1).view(torch.int64).sum(1)
+        if bits.dim() > 1 and bits.numel():
+            bits = _row_sums(bits.flatten(0, -2))
         digest.update(name.encode())
         digest.update(bits.reshape(-1).view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
+
+
+def _row_sums(rows: Tensor) -> Tensor:
+    """Return the sum of each row's words times their keys, modulo 2**64."""
+    words = rows.view(torch.int32 if rows[0].nbytes % 4 == 0 else torch.uint8)
+    width = words.shape[1]
+    keys = _keys(words.device, 1 << (width - 1).bit_length())[:width]
+    most = _WORDS_ON_CPU if words.device.type == "cpu" else _WORDS
+    return torch.cat([(part * keys).sum(1) for part in torch.split(words, max(1, most // width))])
+
+
+@cache
+def _keys(device: torch.device, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    low, high = -(2**63), 2**63 - 1
+    return torch.randint(low, high, (count,), generator=generator, device="cpu").to(device)

@@ -64,7 +64,7 @@ class VLLMEngine:
         if (count := world_size()) > 1:
             raise ConfigurationError(
                 f"vLLM in this process, in a run of {count} processes; each would start an engine. "
-                "Start servers, and use rollout: {servers: [...]}."
+                "Start servers, which several processes can share, or one process."
             )
         self.model, self.rank, self._sleeps = model, rank, sleep
         self._asleep = False
@@ -131,8 +131,9 @@ class VLLMEngine:
                 )
             except Exception as error:  # the types of vLLM and torch
                 raise ModelError(f"vLLM failed to sample: {first_line(error)}") from error
-        named = (each for output in outputs for each in output.outputs[0].weight_versions)
-        self._check_weights({each.version for each in named}, asked)
+        for output in outputs:
+            named = output.outputs[0].weight_versions or ()
+            self._check_weights({each.version for each in named} or {"unknown"}, asked)
         return [
             _sample(output, sampling, stop_ids, span)
             for output, span in zip(outputs, spans, strict=True)

@@ -261,6 +261,9 @@ class _Served(Protocol):
     async def prepare(self, server: _Server, client: Any) -> None:
         """Make a server ready for requests; called once for each server that gets some."""
 
+    async def confirm(self, server: _Server, client: Any) -> None:
+        """Raise if replies of a server may be of other weights, which they do not say."""
+
     def body(self, request: _Request) -> dict[str, Any]:
         """Return the body of a request."""
 
@@ -284,13 +287,7 @@ class _Started:
         self.name = model if adapter is None else adapter.name
 
     async def prepare(self, server: _Server, client: Any) -> None:
-        found = await _weights_of(server, client)
-        if found != STARTED_WITH:
-            raise CallError(
-                "other weights",
-                f"{server.url} was given {found}, and the weights that it was started with were "
-                "asked for. Start it again, and give each model servers of its own",
-            )
+        await self.confirm(server, client)
         if self.adapter is None or self.adapter.name in server.adapters:
             return
         body = {"lora_name": self.adapter.name, "lora_path": str(self.adapter.folder)}
@@ -305,6 +302,15 @@ class _Started:
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
                 ) from None
         server.adapters.add(self.adapter.name)
+
+    async def confirm(self, server: _Server, client: Any) -> None:
+        found = await _weights_of(server, client)
+        if found != STARTED_WITH:
+            raise CallError(
+                "other weights",
+                f"{server.url} was given {found}, and the weights that it was started with were "
+                "asked for. Start it again, and give each model servers of its own",
+            )
 
     def body(self, request: _Request) -> dict[str, Any]:
         return {
@@ -342,20 +348,27 @@ class _Weights:
         self.name = version.name
 
     async def prepare(self, server: _Server, client: Any) -> None:
-        if server.weights == self.name:
+        # Asked anew for each call: another run may have changed them, or stopped while it did.
+        if await _weights_of(server, client) == self.name:
+            if server.weights != self.name:  # its connection may have broken before this
+                await _post(server, client, "/resume", {})
+            server.weights = self.name
             return
         server.weights = None
+        loading = f"{LOADING} {self.name}"
+        # Whatever fails or is interrupted from here on, its weights are nobody's until they are
+        # named again, and a server that stays paused is never taken for one that answers.
         try:
-            await _post(server, client, "/pause?mode=wait", {})
+            await _post(server, client, "/update_weight_version", {"new_version": loading})
         except CallError as error:
             raise _explained(
                 error,
                 "weights cannot be handed over",
-                f"{server.url} has no /pause; start it with VLLM_SERVER_DEV_MODE=1 and "
-                "--enable-scale-out, where only this run can reach it",
+                f"{server.url} has no /update_weight_version; start it with VLLM_SERVER_DEV_MODE=1 "
+                "and --enable-scale-out, where only this run can reach it",
             ) from None
-        # If one of these fails, the server stays paused: its weights are nobody's.
-        await _post(server, client, "/update_weight_version", {"new_version": LOADING})
+        await _post(server, client, "/pause?mode=wait", {})
+        await _check_named(server, client, loading)
         load = {"method": "reload_weights", "kwargs": {"weights_path": str(self.version.folder)}}
         try:
             await _post(server, client, "/collective_rpc", load)
@@ -369,9 +382,13 @@ class _Weights:
         was_reset = json_of(await _post(server, client, "/reset_prefix_cache", {}))
         if was_reset.get("success") is not True:  # it is of the weights before
             raise CallError("prefix cache not reset", server.url, retryable=True)
+        await _check_named(server, client, loading)
         await _post(server, client, "/update_weight_version", {"new_version": self.name})
         await _post(server, client, "/resume", {})
         server.weights = self.name
+
+    async def confirm(self, server: _Server, client: Any) -> None:
+        """Each reply names its weights."""
 
     def body(self, request: _Request) -> dict[str, Any]:
         return {
@@ -421,11 +438,23 @@ class _Batch:
                 for row, first in enumerate(preferred)
             ]
             try:
-                return await asyncio.gather(*tasks)
+                samples = await asyncio.gather(*tasks)
+                for server, client in zip(self.servers, clients, strict=True):
+                    if server.url in self.ready:
+                        await self._confirm(server, client)
+                return samples
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _confirm(self, server: _Server, client: Any) -> None:
+        """Raise if a server may have answered with other weights than were asked for."""
+        try:
+            await self.served.confirm(server, client)
+        except CallError as error:
+            if not error.retryable:  # else it does not answer; its replies were complete
+                raise self._failed(error) from None
 
     async def _answer(
         self, row: int, first: int, clients: Sequence[Any], slots: Sequence[asyncio.Semaphore]
@@ -452,8 +481,11 @@ class _Batch:
                 server.failures = 0
                 return sample
         assert failure is not None
+        raise self._failed(failure)
+
+    def _failed(self, failure: CallError) -> EndpointError:
         detail = redact_message(failure.detail)
-        raise EndpointError(
+        return EndpointError(
             f"no server of {self.pool.model} answered ({', '.join(s.url for s in self.servers)}); "
             f"the last failure: {failure.reason}{f' ({detail})' if detail else ''}."
         )
@@ -577,6 +609,24 @@ async def _weights_of(server: _Server, client: Any) -> str:
             raise
         return STARTED_WITH  # it has no such path
     return str(reply.get("weight_version"))
+
+
+async def _check_named(server: _Server, client: Any, name: str) -> None:
+    """Raise unless a server's weights have the name that they were given.
+
+    Asked before and after a load: of two runs that load at a time, the one that named them first
+    stops, so that the weights of the other one never get its name.
+
+    Raises:
+        CallError: Another run has named them, or the server does not answer.
+    """
+    found = await _weights_of(server, client)
+    if found != name:
+        raise CallError(
+            "another run gives it weights",
+            f"{server.url} has {found}. Give each run servers of its own",
+            retryable=True,
+        )
 
 
 _NOT_FOUND = error_of_status(404, {}).reason

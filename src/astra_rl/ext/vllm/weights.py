@@ -20,9 +20,9 @@ from astra_rl.models.references import reads_locally
 def weights_folder(model: PreTrainedModel) -> str:
     """Return a folder or hub id with exactly the weights of a base model.
 
-    That is where the model was loaded from, if its files agree with it; the first row of every
-    weight is compared. Otherwise, as for a model with a merged adapter or one that was fine-tuned
-    in memory, it is a copy in a temporary folder, which is deleted with the model.
+    That is where the model was loaded from, if its files agree with it in every weight. Otherwise,
+    as for a model with a merged adapter or one that was fine-tuned in memory, it is a copy in a
+    temporary folder, which is deleted with the model.
 
     Args:
         model: The model; adapter layers in it are left out.
@@ -69,7 +69,7 @@ def _weights_of(source: str) -> list[Path]:
 
 
 def _agree(state: dict[str, Tensor], files: list[Path]) -> bool:
-    """Whether the first row of each weight in the files is that of the model; all must be there."""
+    """Whether the weights in the files are those of the model; all must be there."""
     from safetensors import safe_open
 
     found = set()
@@ -77,11 +77,7 @@ def _agree(state: dict[str, Tensor], files: list[Path]) -> bool:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 ours = state.get(name)
-                theirs = file.get_slice(name)
-                if ours is None or list(ours.shape) != theirs.get_shape():
-                    return False
-                first = (theirs[:1] if ours.dim() else file.get_tensor(name)).to(ours)
-                if not torch.equal(ours[:1] if ours.dim() else ours, first):
+                if ours is None or not torch.equal(ours, file.get_tensor(name).to(ours)):
                     return False
                 found.add(ours.data_ptr())
     # Tied weights are in the files once.

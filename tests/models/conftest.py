@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.testing import tiny_model
 
 
@@ -19,6 +20,21 @@ def sharpen(model, scale=0.15):
 @pytest.fixture(scope="session")
 def sharpened():
     return sharpen
+
+
+def adapted(base):
+    torch.manual_seed(0)
+    model = make_trainable(base, lora=LoraOptions(rank=2))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    return model
+
+
+@pytest.fixture(scope="session")
+def with_adapter():
+    return adapted
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

@@ -13,7 +13,7 @@ from astra_rl.models import activations
 from astra_rl.models.activations import lean_activations
 from astra_rl.models.memory import activation_bytes
 from astra_rl.models.scoring import continuation_logprobs
-from astra_rl.models.trainable import LoraOptions, make_trainable
+from astra_rl.models.trainable import make_trainable
 from astra_rl.testing import tiny_model
 
 SHARED = list(range(5, 25))
@@ -46,18 +46,8 @@ def keep_everything(monkeypatch):
     monkeypatch.setattr(activations, "LEAST_BYTES", 2**62)
 
 
-def with_adapter(llama):
-    torch.manual_seed(0)
-    adapted = make_trainable(llama, lora=LoraOptions(rank=2))
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name:
-                weight.normal_()
-    return adapted
-
-
 @pytest.fixture(params=["gpt2", "llama", "gemma", "lora", "lora in half precision", "last layer"])
-def trained(request, sharpened, llama):
+def trained(request, sharpened, llama, with_adapter):
     if request.param == "gpt2":
         return sharpened(tiny_model("gpt2").model).requires_grad_(True)
     if request.param == "gemma":
@@ -100,7 +90,7 @@ def bytes_of_activations(model, kept):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_needs_a_quarter_less_memory(llama, dtype, kept, monkeypatch):
+def test_an_adapter_needs_a_quarter_less_memory(llama, with_adapter, dtype, kept, monkeypatch):
     model = with_adapter(copy.deepcopy(llama).to(dtype))
     lean = bytes_of_activations(model, kept)
     keep_everything(monkeypatch)
@@ -219,7 +209,7 @@ def test_a_result_that_is_changed_before_it_is_saved_is_kept():
         assert torch.equal(gradient(), expected)
 
 
-def test_hooks_may_change_activations_under_no_grad(llama, monkeypatch):
+def test_hooks_may_change_activations_under_no_grad(llama, with_adapter, monkeypatch):
     def mute(module, inputs, output):
         with torch.no_grad():
             output[..., :8] = 0

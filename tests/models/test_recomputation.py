@@ -11,7 +11,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.models import forward, recomputation
 from astra_rl.models.recomputation import check_recomputable, recomputed_layers
 from astra_rl.models.scoring import continuation_logprobs
-from astra_rl.models.trainable import LoraOptions, make_trainable, transformer_layers
+from astra_rl.models.trainable import make_trainable, transformer_layers
 from astra_rl.testing import tiny_model
 
 SHARED = list(range(5, 25))
@@ -41,7 +41,7 @@ def gemma(sharpened):
 
 
 @pytest.fixture(params=["gpt2", "llama", "gemma", "lora", "last layer"])
-def trained(request, sharpened):
+def trained(request, sharpened, with_adapter):
     if request.param == "gpt2":
         return sharpened(tiny_model("gpt2").model).requires_grad_(True)
     if request.param in ("llama", "gemma"):
@@ -49,13 +49,7 @@ def trained(request, sharpened):
     llama = copy.deepcopy(request.getfixturevalue("llama"))
     if request.param == "last layer":
         return make_trainable(llama, layers=1)
-    torch.manual_seed(0)
-    adapted = make_trainable(llama, lora=LoraOptions(rank=2))
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name:
-                weight.normal_()
-    return adapted
+    return with_adapter(llama)
 
 
 def test_gradients_are_those_without_it(trained):

@@ -9,7 +9,7 @@ group are treated as one longer query, so keys and values are not repeated.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def short_attention(
         or query.dtype.itemsize != 2
         or dropout
         or rows * heads * length * key.shape[2] > MAX_SCORES
-        or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+        or _changes_result(kwargs)
         or (attention_mask is not None and attention_mask.shape[1] != 1)
     ):
         return grouped_attention(
@@ -112,16 +112,20 @@ def grouped_attention(
         query.device.type != "cpu"
         or query.shape[2] == 1
         or attention_mask is None
-        or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+        or _changes_result(kwargs)
     ):
-        output, _ = sdpa_attention_forward(
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
-        return output, None
     output = nn.functional.scaled_dot_product_attention(
         query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True
     )
     return output.transpose(1, 2).contiguous(), None
+
+
+def _changes_result(options: Mapping[str, Any]) -> bool:
+    """Whether there is an argument that only the function of transformers handles."""
+    return any(options.get(name) is not None for name in ("position_bias", "softcap", "cache"))
 
 
 def _apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
